@@ -1,0 +1,219 @@
+"""Autograd over the operators of a compiled backend: what is kept from forward, and who gets which gradient.
+
+The loss's gradient by the local logits is known in the forward (docs/definition.md, "Backward"), so the forward writes
+it beside the loss and the backward only scales it, reads no teacher tensor and recomputes no softmax.
+The teacher is a constant: nothing here ever returns a gradient for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from icd_kernels.options import Options
+
+
+class Wanted(NamedTuple):
+    """Which of the student's tensors need a gradient."""
+
+    features: bool
+    weight: bool
+    bias: bool
+
+    @classmethod
+    def of(cls, features: Tensor, weight: Tensor, bias: Tensor | None) -> Wanted:
+        if not torch.is_grad_enabled():
+            return cls(False, False, False)
+        return cls(features.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
+
+
+def icd_loss(
+    operators: str,
+    student_features: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_features: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    options: Options,
+) -> Tensor:
+    """The loss by the operators of namespace `operators`; without a gradient to compute, the forward operator alone."""
+    tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
+    wanted = Wanted.of(student_features, student_weight, student_bias)
+    if any(wanted):
+        return ICDLossFunction.apply(operators, *tensors, options, wanted)
+    return _namespace(operators).icd_loss(*tensors, *options, False, False)[0]
+
+
+def region_logits(
+    operators: str, features: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[int, ...], pyramid: str
+) -> Tensor:
+    """Local logits by the operators of namespace `operators`."""
+    wanted = Wanted.of(features, weight, bias)
+    if any(wanted):
+        return RegionLogitsFunction.apply(operators, features, weight, bias, scales, pyramid, wanted)
+    return _namespace(operators).region_logits(features, weight, bias, scales, pyramid, False)[0]
+
+
+def gram_kl(operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
+    """The KL of the Gram matrices of given logits by the operators of namespace `operators`."""
+    if torch.is_grad_enabled() and student_logits.requires_grad:
+        return GramKLFunction.apply(operators, student_logits, teacher_logits, options)
+    return _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), False)[0]
+
+
+class ICDLossFunction(Function):
+    """icd_loss with its gradient by the student's features, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operators: str,
+        student_features: Tensor,
+        student_weight: Tensor,
+        student_bias: Tensor | None,
+        teacher_features: Tensor,
+        teacher_weight: Tensor,
+        teacher_bias: Tensor | None,
+        options: Options,
+        wanted: Wanted,
+    ) -> Tensor:
+        loss, saved, pooled = _namespace(operators).icd_loss(
+            student_features,
+            student_weight,
+            student_bias,
+            teacher_features,
+            teacher_weight,
+            teacher_bias,
+            *options,
+            True,
+            wanted.weight,
+        )
+        ctx.save_for_backward(saved, pooled, student_weight)
+        ctx.operators, ctx.options, ctx.wanted = operators, options, wanted
+        ctx.layout = _gradient_layout(student_features, student_weight, student_bias)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        saved, pooled, weight = ctx.saved_tensors
+        with torch.no_grad():
+            grads = _namespace(ctx.operators).icd_loss_backward(
+                grad_loss, saved, pooled, weight, *ctx.layout, *ctx.options, ctx.wanted
+            )
+        return None, *_only_wanted(grads, ctx.wanted), None, None, None, None, None
+
+
+class RegionLogitsFunction(Function):
+    """region_logits with its gradient by features, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operators: str,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scales: tuple[int, ...],
+        pyramid: str,
+        wanted: Wanted,
+    ) -> Tensor:
+        logits, pooled = _namespace(operators).region_logits(features, weight, bias, scales, pyramid, wanted.weight)
+        ctx.save_for_backward(pooled, weight)
+        ctx.operators, ctx.scales, ctx.pyramid, ctx.wanted = operators, scales, pyramid, wanted
+        ctx.layout = _gradient_layout(features, weight, bias)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
+        pooled, weight = ctx.saved_tensors
+        with torch.no_grad():
+            grads = _namespace(ctx.operators).region_logits_backward(
+                grad_logits, pooled, weight, *ctx.layout, ctx.scales, ctx.pyramid, ctx.wanted
+            )
+        return None, *_only_wanted(grads, ctx.wanted), None, None, None
+
+
+class GramKLFunction(Function):
+    """gram_kl with its gradient by the student's logits."""
+
+    @staticmethod
+    def forward(ctx: Any, operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
+        loss, saved = _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), True)
+        ctx.save_for_backward(saved)
+        ctx.operators, ctx.options, ctx.dtype = operators, options, student_logits.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        with torch.no_grad():
+            grad = _namespace(ctx.operators).gram_kl_backward(grad_loss, saved, ctx.dtype, *_gram_options(ctx.options))
+        return None, *_once(grad), None, None
+
+
+class _FirstDerivative(Function):
+    """Passes first derivatives on and refuses to be differentiated.
+
+    `once_differentiable` would return plain tensors for an upstream gradient that needs none, and a gradient penalty
+    would then silently miss this loss's part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad.detach() for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "icd_kernels: the fused backends have no second derivative; use backend='reference' to differentiate twice"
+        )
+
+
+def _once(*grads: Tensor) -> tuple[Tensor, ...]:
+    """`grads`, which raise if differentiated again (with create_graph=True) instead of counting as constants."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return grads
+    return _FirstDerivative.apply(*(grad.detach().requires_grad_() for grad in grads))
+
+
+def _only_wanted(grads: Sequence[Tensor], wanted: Wanted) -> tuple[Tensor | None, ...]:
+    return tuple(grad if is_wanted else None for grad, is_wanted in zip(_once(*grads), wanted, strict=True))
+
+
+def _gradient_layout(
+    features: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.dtype]:
+    """Size, stride and dtype of the features' gradient, and the bias's dtype (the weight's where there is none)."""
+    return features.shape, _dense_stride(features), features.dtype, (weight if bias is None else bias).dtype
+
+
+def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """Strides of a dense tensor with `tensor`'s order of dimensions: channels-last stays channels-last."""
+    if tensor.is_contiguous():
+        return tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: (tensor.stride(dim), -dim))
+    dense, step = [1] * tensor.ndim, 1
+    for dim in order:
+        dense[dim] = step
+        step = step * tensor.shape[dim]
+    return tuple(dense)
+
+
+def _gram_options(options: Options) -> tuple[Any, ...]:
+    return (
+        options.scales,
+        options.scale_weights,
+        options.gram,
+        options.normalize,
+        options.temperature,
+        options.reduction,
+    )
+
+
+def _namespace(operators: str) -> Any:
+    return getattr(torch.ops, operators)

@@ -1,0 +1,56 @@
+"""The backends beside each other, best first, and the choice between them.
+
+`"auto"` takes the first that can run the arguments' device; a named backend runs or raises, and none falls back silently.
+"""
+
+from __future__ import annotations
+
+import os
+
+from icd_kernels.backends import reference
+from icd_kernels.backends.base import Backend, BackendUnavailableError
+from icd_kernels.backends.cpp import CPP
+
+REFERENCE = Backend(
+    name="reference",
+    device_types=None,
+    missing=None,
+    icd_loss=reference.icd_loss,
+    region_logits=reference.region_logits,
+    gram_kl=reference.gram_kl,
+)
+
+BACKENDS: tuple[Backend, ...] = (CPP, REFERENCE)
+
+ENVIRONMENT_VARIABLE = "ICD_KERNELS_BACKEND"
+
+__all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "Backend", "BackendUnavailableError", "available_backends", "choose"]
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends usable here, best first."""
+    return tuple(backend.name for backend in BACKENDS if backend.missing is None)
+
+
+def choose(name: str, device_type: str) -> Backend:
+    """The backend called `name`, or with "auto" the best that can run tensors on `device_type`.
+
+    "auto" means the environment variable ICD_KERNELS_BACKEND where that is set.
+
+    Raises:
+        TypeError: `name` is not a string.
+        ValueError: no backend has that name, or the named one does not run on this device.
+        BackendUnavailableError: the named backend is not usable here; the message says how to get it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a string, got {type(name).__name__}: {name!r}")
+    if name == "auto":
+        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    for backend in BACKENDS:
+        if name == "auto" and backend.can_run(device_type):
+            return backend
+        if backend.name == name:
+            backend.can_run(device_type, raise_error=True)
+            return backend
+    known = ("auto", *(backend.name for backend in BACKENDS))
+    raise ValueError(f"backend must be one of {known}, got {name!r}")

@@ -1,0 +1,53 @@
+"""What a backend is: a name, a predicate, and the three computations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from icd_kernels import autograd
+
+
+class BackendUnavailableError(ImportError):
+    """A backend was asked for by name and is not usable here; the message says what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way of computing the loss. Its computations take checked arguments (see backends/reference.py for what each is)."""
+
+    name: str
+    device_types: tuple[str, ...] | None
+    """The devices it runs on; None is any."""
+    missing: str | None
+    """What is missing here and how to get it; None where the backend is usable."""
+    icd_loss: Callable[..., Tensor]
+    region_logits: Callable[..., Tensor]
+    gram_kl: Callable[..., Tensor]
+
+    def can_run(self, device_type: str, *, raise_error: bool = False) -> bool:
+        """Whether it runs tensors on `device_type` here. With `raise_error`, a no is raised with its reason."""
+        if self.missing is not None:
+            if raise_error:
+                raise BackendUnavailableError(f"backend {self.name!r} is not available: {self.missing}")
+            return False
+        if self.device_types is not None and device_type not in self.device_types:
+            if raise_error:
+                raise ValueError(f"backend {self.name!r} runs on {self.device_types}, got tensors on {device_type!r}")
+            return False
+        return True
+
+
+def operator_backend(name: str, device_types: tuple[str, ...], missing: str | None, operators: str) -> Backend:
+    """A compiled backend: the operators of one namespace (:mod:`icd_kernels.operators`) under autograd."""
+    return Backend(
+        name=name,
+        device_types=device_types,
+        missing=missing,
+        icd_loss=partial(autograd.icd_loss, operators),
+        region_logits=partial(autograd.region_logits, operators),
+        gram_kl=partial(autograd.gram_kl, operators),
+    )

@@ -1,0 +1,93 @@
+"""Checks of the tensors: rank, sizes that must agree, dtypes and devices. The same for every backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from icd_kernels.geometry import cell_count
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype of the math and of the loss: float64 if any tensor is, otherwise float32."""
+    if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
+        return torch.float64
+    return torch.float32
+
+
+def check_icd_inputs(
+    student_features: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_features: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+) -> None:
+    """Both networks on their own, then that B, K and the device agree between them."""
+    check_network(student_features, student_weight, student_bias, "student_")
+    check_network(teacher_features, teacher_weight, teacher_bias, "teacher_")
+    _check_agree("teacher_features", teacher_features, "student_features", student_features, 0, "batch size")
+    _check_agree("teacher_weight", teacher_weight, "student_weight", student_weight, 0, "number of classes")
+    _check_device("teacher_features", teacher_features, "student_features", student_features)
+
+
+def check_network(features: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "") -> None:
+    """One network's feature map (B, C, H, W), head weight (K, C) and bias (K,) or None."""
+    _check_tensor(f"{prefix}features", features, "(B, C, H, W)")
+    _check_tensor(f"{prefix}weight", weight, "(K, C)")
+    if min(features.shape[1:]) < 1:
+        raise ValueError(
+            f"{prefix}features must have at least one channel and pixel, got shape {tuple(features.shape)}"
+        )
+    if weight.shape[0] < 2:
+        raise ValueError(f"{prefix}weight must have at least 2 classes (rows), got shape {tuple(weight.shape)}")
+    if weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"{prefix}weight must have one column for each of the {features.shape[1]} channels of {prefix}features, "
+            f"got shape {tuple(weight.shape)}"
+        )
+    _check_device(f"{prefix}weight", weight, f"{prefix}features", features)
+    if bias is None:
+        return
+    _check_tensor(f"{prefix}bias", bias, "(K,)")
+    _check_agree(f"{prefix}bias", bias, f"{prefix}weight", weight, 0, "number of classes")
+    _check_device(f"{prefix}bias", bias, f"{prefix}features", features)
+
+
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, scales: tuple[int, ...]) -> None:
+    """Local logits (B, K, N) of both networks, N = the sum of squared scales."""
+    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+        _check_tensor(name, logits, "(B, K, N)")
+        if logits.shape[1] < 2:
+            raise ValueError(f"{name} must have at least 2 classes, got shape {tuple(logits.shape)}")
+        if logits.shape[2] != cell_count(scales):
+            expected = f"N = {cell_count(scales)} regions for scales {scales}"
+            raise ValueError(f"{name} must have {expected}, got shape {tuple(logits.shape)}")
+    _check_agree("teacher_logits", teacher_logits, "student_logits", student_logits, 0, "batch size")
+    _check_agree("teacher_logits", teacher_logits, "student_logits", student_logits, 1, "number of classes")
+    _check_device("teacher_logits", teacher_logits, "student_logits", student_logits)
+
+
+def _check_tensor(name: str, tensor: Tensor, expected: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape {expected}, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
+    if tensor.ndim != expected.count(",") + (not expected.endswith(",)")):
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
+
+
+def _check_agree(name: str, tensor: Tensor, other_name: str, other: Tensor, dim: int, what: str) -> None:
+    if tensor.shape[dim] != other.shape[dim]:
+        raise ValueError(
+            f"{name} must have the {what} of {other_name}, {other.shape[dim]}, got shape {tuple(tensor.shape)}"
+        )
+
+
+def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")

@@ -1,0 +1,99 @@
+"""The loss as an `nn.Module`, with the paper's and the released code's settings as presets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from icd_kernels.functional import icd_loss
+from icd_kernels.heads import Head, head_parameters
+from icd_kernels.options import DEFAULT_SCALES, DEFAULT_TEMPERATURE, make_options
+
+
+class ICDLoss(nn.Module):
+    """:func:`icd_kernels.icd_loss` with its options fixed, times `weight`.
+
+    Args:
+        scales, gram, pyramid, normalize, temperature, scale_weights, reduction, backend: as for `icd_loss`.
+        weight: γ, the factor of the whole loss in the training objective.
+
+    Raises:
+        TypeError, ValueError: an option is wrong; the message names it, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        *,
+        scales: Iterable[int] = DEFAULT_SCALES,
+        gram: str = "class",
+        pyramid: str = "adaptive",
+        normalize: str = "none",
+        temperature: float = DEFAULT_TEMPERATURE,
+        scale_weights: Iterable[float] | None = None,
+        reduction: str = "mean",
+        backend: str = "auto",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise TypeError(f"weight must be a number, got {type(weight).__name__}: {weight!r}")
+        if not math.isfinite(weight):
+            raise ValueError(f"weight must be finite, got {weight!r}")
+        self.options = make_options(
+            scales=scales,
+            gram=gram,
+            pyramid=pyramid,
+            normalize=normalize,
+            temperature=temperature,
+            scale_weights=scale_weights,
+            reduction=reduction,
+        )
+        self.backend = backend
+        self.weight = weight
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> ICDLoss:
+        """The paper's text: K x K Gram matrices of plain logits, every scale pooled from the map itself."""
+        return cls(**{"gram": "class", "pyramid": "adaptive", "normalize": "none", **overrides})
+
+    @classmethod
+    def released(cls, **overrides: Any) -> ICDLoss:
+        """The authors' released code: cells x cells Gram matrices of l2-normalised logits, nested pooling from 4 x 4,
+        τ = 2, weight γ = 2. For its scale set (1, 2) pass `scale_weights=(1/3, 2/3, 0)` with the default scales."""
+        preset = {"gram": "spatial", "pyramid": "nested", "normalize": "l2", "temperature": 2.0, "weight": 2.0}
+        return cls(**{**preset, **overrides})
+
+    def forward(
+        self, student_features: Tensor, student_head: Head, teacher_features: Tensor, teacher_head: Head
+    ) -> Tensor:
+        """The weighted loss of a batch.
+
+        Args:
+            student_features: (B, C, H, W).
+            student_head: an `nn.Linear`, a 1 x 1 `nn.Conv2d`, or a (weight, bias) pair.
+            teacher_features: (B, C', H', W').
+            teacher_head: likewise.
+
+        Returns:
+            A scalar, or (B,) with reduction "none".
+        """
+        student_weight, student_bias = head_parameters(student_head, "student_head")
+        teacher_weight, teacher_bias = head_parameters(teacher_head, "teacher_head")
+        loss = icd_loss(
+            student_features,
+            student_weight,
+            teacher_features,
+            teacher_weight,
+            student_bias,
+            teacher_bias,
+            **self.options._asdict(),
+            backend=self.backend,
+        )
+        return loss * self.weight
+
+    def extra_repr(self) -> str:
+        shown = {**self.options._asdict(), "backend": self.backend, "weight": self.weight}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

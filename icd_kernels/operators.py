@@ -1,0 +1,192 @@
+"""The operators every compiled backend implements, and their fake kernels (shapes and dtypes without data).
+
+Each compiled backend owns an operator namespace with these six schemas. An operator is a pure function of its
+tensors; the gradient formulas that connect forward and backward are in :mod:`icd_kernels.autograd`.
+
+Private tensors that pass from forward to backward, in the dtype of the math:
+
+- ``saved``: dl/dz of the reduced loss (of every image's own loss for reduction "none"), over the pooled cells,
+  (B, cells, K) for `icd_loss` and (B, N, K) for `gram_kl`. For gram "sample" with reduction "none" that gradient
+  mixes the images' upstream gradients, so both networks' local logits (2, B, N, K) are kept instead.
+- ``pooled``: the pooled features (B, cells, C) that the weight's gradient needs.
+
+Each is empty, (0,), where it was not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from icd_kernels.checks import compute_dtype
+from icd_kernels.geometry import base_scales, cell_count
+
+_GRAM_OPTIONS = "int[] scales, float[] scale_weights, str gram, str normalize, float temperature, str reduction"
+_ICD_OPTIONS = (
+    "int[] scales, float[] scale_weights, str gram, str pyramid, str normalize, float temperature, str reduction"
+)
+_LAYOUT = "SymInt[] size, SymInt[] stride, ScalarType dtype, ScalarType bias_dtype"
+
+SCHEMAS = (
+    "region_logits(Tensor features, Tensor weight, Tensor? bias, int[] scales, str pyramid, bool save_pooled)"
+    " -> (Tensor logits, Tensor pooled)",
+    f"region_logits_backward(Tensor grad_logits, Tensor pooled, Tensor weight, {_LAYOUT}, int[] scales, str pyramid,"
+    " bool[] wanted) -> (Tensor features, Tensor weight, Tensor bias)",
+    f"gram_kl(Tensor student_logits, Tensor teacher_logits, {_GRAM_OPTIONS}, bool save_gradient)"
+    " -> (Tensor loss, Tensor saved)",
+    f"gram_kl_backward(Tensor grad_loss, Tensor saved, ScalarType dtype, {_GRAM_OPTIONS}) -> Tensor",
+    "icd_loss(Tensor student_features, Tensor student_weight, Tensor? student_bias, Tensor teacher_features,"
+    f" Tensor teacher_weight, Tensor? teacher_bias, {_ICD_OPTIONS}, bool save_gradient, bool save_pooled)"
+    " -> (Tensor loss, Tensor saved, Tensor pooled)",
+    f"icd_loss_backward(Tensor grad_loss, Tensor saved, Tensor pooled, Tensor weight, {_LAYOUT}, {_ICD_OPTIONS},"
+    " bool[] wanted) -> (Tensor features, Tensor weight, Tensor bias)",
+)
+"""The contract. `size` and `stride` describe the gradient by the features; `wanted` says which of the gradients by
+(features, weight, bias) to compute: the others come back empty."""
+
+
+def register_fakes(namespace: str) -> None:
+    """Registers the fake kernels of `namespace`, whose operators follow :data:`SCHEMAS`."""
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)  # type: ignore[arg-type]
+
+
+def keeps_logits(gram: str, reduction: str) -> bool:
+    """Whether backward needs both networks' logits rather than dl/dz (see the module's text)."""
+    return gram == "sample" and reduction == "none"
+
+
+def _fake_region_logits(
+    features: Tensor, weight: Tensor, bias: Tensor | None, scales: Sequence[int], pyramid: str, save_pooled: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(features, weight, bias)
+    batch = features.shape[0]
+    logits = features.new_empty((batch, cell_count(scales), weight.shape[0]), dtype=dtype).transpose(1, 2)
+    return logits, _fake_pooled(features, scales, pyramid, save_pooled, dtype)
+
+
+def _fake_pooled(
+    features: Tensor, scales: Sequence[int], pyramid: str, save_pooled: bool, dtype: torch.dtype
+) -> Tensor:
+    batch, channels, height, width = features.shape
+    cells = cell_count(base_scales(scales, pyramid, height, width))
+    return features.new_empty((batch, cells, channels) if save_pooled else (0,), dtype=dtype)
+
+
+def _fake_region_logits_backward(
+    grad_logits: Tensor,
+    pooled: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+    scales: Sequence[int],
+    pyramid: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    features, weights, bias = wanted
+    return (
+        torch.empty_strided(size, stride, dtype=dtype, device=weight.device)
+        if features
+        else weight.new_empty(0, dtype=dtype),
+        weight.new_empty(weight.shape if weights else (0,)),
+        weight.new_empty((weight.shape[0] if bias else 0,), dtype=bias_dtype),
+    )
+
+
+def _fake_gram_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+    save_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(student_logits, teacher_logits)
+    batch, classes, cells = student_logits.shape
+    loss = student_logits.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
+    both = (2,) if keeps_logits(gram, reduction) else ()
+    saved = student_logits.new_empty((*both, batch, cells, classes) if save_gradient else (0,), dtype=dtype)
+    return loss, saved
+
+
+def _fake_gram_kl_backward(
+    grad_loss: Tensor,
+    saved: Tensor,
+    dtype: torch.dtype,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    return saved.new_empty(saved.shape[-3:], dtype=dtype).transpose(1, 2)
+
+
+def _fake_icd_loss(
+    student_features: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_features: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    pyramid: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+    save_gradient: bool,
+    save_pooled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(
+        student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias
+    )
+    batch, _, height, width = student_features.shape
+    classes = student_weight.shape[0]
+    loss = student_features.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
+    if keeps_logits(gram, reduction):
+        saved_shape: tuple[int, ...] = (2, batch, cell_count(scales), classes)
+    else:
+        saved_shape = (batch, cell_count(base_scales(scales, pyramid, height, width)), classes)
+    saved = student_features.new_empty(saved_shape if save_gradient else (0,), dtype=dtype)
+    return loss, saved, _fake_pooled(student_features, scales, pyramid, save_pooled, dtype)
+
+
+def _fake_icd_loss_backward(
+    grad_loss: Tensor,
+    saved: Tensor,
+    pooled: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    pyramid: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_region_logits_backward(saved, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+
+
+_FAKES = {
+    "region_logits": _fake_region_logits,
+    "region_logits_backward": _fake_region_logits_backward,
+    "gram_kl": _fake_gram_kl,
+    "gram_kl_backward": _fake_gram_kl_backward,
+    "icd_loss": _fake_icd_loss,
+    "icd_loss_backward": _fake_icd_loss_backward,
+}

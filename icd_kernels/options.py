@@ -1,0 +1,118 @@
+"""The options of the loss: what each may be, its default, and the error a wrong one gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+GRAMS = ("class", "spatial", "sample")
+PYRAMIDS = ("adaptive", "nested")
+NORMALIZATIONS = ("none", "l2", "zscore")
+REDUCTIONS = ("mean", "sum", "none")
+
+DEFAULT_SCALES = (1, 2, 4)
+DEFAULT_TEMPERATURE = 4.0
+
+NORM_FLOOR = 1e-12
+"""Smallest norm (`l2`) or standard deviation (`zscore`) a logit vector is divided by."""
+
+
+class Options(NamedTuple):
+    """Every option of the loss, checked. Built by :func:`make_options` and constant from there on."""
+
+    scales: tuple[int, ...]
+    scale_weights: tuple[float, ...]
+    gram: str
+    pyramid: str
+    normalize: str
+    temperature: float
+    reduction: str
+
+
+def rank_weights(count: int) -> tuple[float, ...]:
+    """The default scale weights (1, 2, .., S) / (S(S+1)/2), in the order given: finer counts more."""
+    total = count * (count + 1) / 2
+    return tuple(rank / total for rank in range(1, count + 1))
+
+
+def make_options(
+    *,
+    scales: Iterable[int] = DEFAULT_SCALES,
+    gram: str = "class",
+    pyramid: str = "adaptive",
+    normalize: str = "none",
+    temperature: float = DEFAULT_TEMPERATURE,
+    scale_weights: Iterable[float] | None = None,
+    reduction: str = "mean",
+) -> Options:
+    """Checks every option and returns them together.
+
+    Raises:
+        TypeError: an option of the wrong type.
+        ValueError: an option outside its range; the message names it, what was expected and what came.
+    """
+    checked_scales = check_scales(scales)
+    return Options(
+        scales=checked_scales,
+        scale_weights=_check_scale_weights(scale_weights, len(checked_scales)),
+        gram=_check_choice("gram", gram, GRAMS),
+        pyramid=check_pyramid(pyramid),
+        normalize=_check_choice("normalize", normalize, NORMALIZATIONS),
+        temperature=_check_temperature(temperature),
+        reduction=_check_choice("reduction", reduction, REDUCTIONS),
+    )
+
+
+def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
+    """Scales as a tuple: at least one, each an int of 1 or more, in any order."""
+    if isinstance(scales, (str, bytes)) or not isinstance(scales, Iterable):
+        raise TypeError(f"scales must be a sequence of ints, got {type(scales).__name__}: {scales!r}")
+    checked = tuple(scales)
+    for scale in checked:
+        if isinstance(scale, bool) or not isinstance(scale, int):
+            raise TypeError(f"scales must hold ints, got {type(scale).__name__} in {checked!r}")
+    if not checked or min(checked) < 1:
+        raise ValueError(f"scales must hold at least one scale, each 1 or more, got {checked!r}")
+    return checked
+
+
+def check_pyramid(pyramid: str) -> str:
+    """One of :data:`PYRAMIDS`."""
+    return _check_choice("pyramid", pyramid, PYRAMIDS)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {choices}, got {type(value).__name__}: {value!r}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    return value
+
+
+def _check_temperature(temperature: float) -> float:
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature must be a number, got {type(temperature).__name__}: {temperature!r}")
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise ValueError(f"temperature must be finite and above 0, got {temperature!r}")
+    return float(temperature)
+
+
+def _check_scale_weights(weights: Iterable[float] | None, count: int) -> tuple[float, ...]:
+    if weights is None:
+        return rank_weights(count)
+    if isinstance(weights, (str, bytes)) or not isinstance(weights, Iterable):
+        raise TypeError(
+            f"scale_weights must be a sequence of numbers or None, got {type(weights).__name__}: {weights!r}"
+        )
+    checked = tuple(weights)
+    for weight in checked:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise TypeError(f"scale_weights must hold numbers, got {type(weight).__name__} in {checked!r}")
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"scale_weights must be finite and 0 or more, got {checked!r}")
+    if len(checked) != count:
+        raise ValueError(
+            f"scale_weights must have one weight for each of the {count} scales, got {len(checked)}: {checked!r}"
+        )
+    return tuple(float(weight) for weight in checked)
