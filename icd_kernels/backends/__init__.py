@@ -1,6 +1,6 @@
 """The backends beside each other, best first, and the choice between them.
 
-`"auto"` takes the first that can run the arguments' device; a named backend runs or raises, and none falls back silently.
+`"auto"` takes the first that can run the arguments' device; a named backend runs or raises: none falls back silently.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class BackendUnavailableError(ImportError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One way of computing the loss. Its computations take checked arguments (see backends/reference.py for what each is)."""
+    """One way of computing the loss. Its computations take checked arguments: those of backends/reference.py."""
 
     name: str
     device_types: tuple[str, ...] | None
