@@ -1,0 +1,103 @@
+// The CPU kernels: raw pointers, no tensors, each over a range [begin, end) of independent work items, so that the
+// launcher decides about threads. Compiled once for each instruction set; `kernels()` picks the best the machine has.
+//
+// Sizes: B images, C channels, H x W pixels, K classes, N regions. T is the dtype of the math, I and O of the maps.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+
+namespace icd::cpu {
+
+// A feature map (B, C, H, W) in any layout.
+template <typename I>
+struct FeatureMap {
+  I* data;
+  int64_t batch, channels, height, width;
+  int64_t batch_stride, channel_stride, height_stride, width_stride;
+};
+
+// The scales of a grid of cells, cells numbered scale by scale, row-major.
+struct Scales {
+  const int64_t* sizes;
+  int64_t count;
+  int64_t cells;
+};
+
+enum class Normalize { none, l2, zscore };
+
+// How many work items `pool` and `unpool` have, and how much scratch (elements of T) one thread needs.
+template <typename I, typename T>
+struct MapKernels {
+  int64_t (*items)(const FeatureMap<I>& map);
+  int64_t (*scratch)(const FeatureMap<I>& map, const Scales& scales);
+  // pooled: [B, cells, C]
+  void (*pool)(const FeatureMap<const I>& map, const Scales& scales, T* pooled, T* scratch, int64_t begin, int64_t end);
+  // Each pixel collects grad(cell)/|cell| from every cell that covers it; every pixel of `map` is written.
+  void (*unpool)(
+      const FeatureMap<I>& map, const Scales& scales, const T* grad_pooled, T* scratch, int64_t begin, int64_t end);
+};
+
+template <typename T>
+struct LogitKernels {
+  // Items are images. fine: [B, finest², K], logits: [B, N, K]; a coarse cell is the mean of the fine ones it covers.
+  void (*expand)(const T* fine, int64_t finest, const Scales& scales, int64_t classes, T* logits, int64_t, int64_t);
+  // The transpose of expand: gathers every scale's gradient onto the fine cells.
+  void (*fold)(const T* grad, int64_t finest, const Scales& scales, int64_t classes, T* grad_fine, int64_t, int64_t);
+
+  // Items are rows of K logits. In place; statistics: [rows], the norm or deviation.
+  void (*normalize)(Normalize mode, T* rows, int64_t classes, T* statistics, int64_t begin, int64_t end);
+  // In place on grads, given the normalised rows.
+  void (*normalize_backward)(
+      Normalize mode, const T* normalized, const T* statistics, int64_t classes, T* grads, int64_t begin, int64_t end);
+
+  // Items are rows of K normalised logits. losses[row]: the KL summed over the K rows of the class Gram z z^T.
+  // With grads: grads[row] = d losses[row] / d student row. scratch: class_scratch(K) elements.
+  int64_t (*class_scratch)(int64_t classes);
+  void (*class_gram)(
+      const T* student,
+      const T* teacher,
+      int64_t classes,
+      T temperature,
+      T* losses,
+      T* grads,
+      T* scratch,
+      int64_t begin,
+      int64_t end);
+
+  // Items are rows of `points` Gram entries of both networks. losses[row]: the row's KL.
+  // student_gram becomes D = softmax(student) - softmax(teacher), times row_weights[row]/temperature.
+  void (*gram_rows)(
+      T* student_gram,
+      T* teacher_gram,
+      int64_t points,
+      T temperature,
+      const T* row_weights,
+      T* losses,
+      int64_t begin,
+      int64_t end);
+};
+
+struct Kernels {
+  const char* instruction_set;
+  MapKernels<float, float> map_float;
+  MapKernels<c10::BFloat16, float> map_bfloat16;
+  MapKernels<c10::Half, float> map_half;
+  MapKernels<double, double> map_double;
+  MapKernels<float, double> map_float_in_double;
+  MapKernels<c10::BFloat16, double> map_bfloat16_in_double;
+  MapKernels<c10::Half, double> map_half_in_double;
+  LogitKernels<float> logits_float;
+  LogitKernels<double> logits_double;
+};
+
+extern const Kernels kernels_baseline;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+// The best of them this machine runs; ICD_KERNELS_ISA=baseline|avx2|avx512 lowers the choice (for tests).
+const Kernels& kernels();
+
+}  // namespace icd::cpu
