@@ -1,0 +1,71 @@
+# Linux, Python 3.10 or newer, a C++17 compiler. `make` alone lists what there is.
+# PYTHON picks the interpreter: the one .venv is made from, and for `make gpu` the one that has torch.
+PYTHON ?= python3
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench gpu
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+DEPENDENCIES := $(VENV)/dependencies.stamp
+INSTALLED := $(VENV)/installed.stamp
+RESULTS := benchmarks/results
+PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+help:
+	@echo "make setup   create .venv, install the pinned versions, build the extension"
+	@echo "make demo    distil a student on real images (ARGS=... are passed on: ARGS=--help)"
+	@echo "make test    run the tests (ARGS=... are passed on to pytest)"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   time the loss on this CPU and write the README's table"
+	@echo "make gpu     with the installed torch and nvcc, offline: build, run the GPU tests and benchmarks"
+
+setup: $(INSTALLED)
+
+$(DEPENDENCIES): constraints.txt
+	@echo "==> Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> Installing torch and the build tools (the first time, the download takes a while)"
+	@$(PIP_INSTALL) torch triton numpy setuptools wheel ninja
+	@touch $@
+
+$(INSTALLED): $(DEPENDENCIES) pyproject.toml setup.py $(shell find csrc -type f)
+	@echo "==> Building the extension and installing the package in place"
+	@$(PIP_INSTALL) --no-build-isolation --editable ".[demo,test,lint]"
+	@$(VENV_PYTHON) -c 'import icd_kernels; print("==> Backends here:", ", ".join(icd_kernels.available_backends()))'
+	@touch $@
+
+demo: $(INSTALLED)
+	@echo "==> Distilling a student on real images"
+	@$(VENV_PYTHON) train_example.py $(ARGS)
+
+test: $(INSTALLED)
+	@echo "==> Running the tests"
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	@echo "==> Checking lint rules, format and types"
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+
+bench: $(INSTALLED)
+	@echo "==> Timing on this CPU; keep the machine quiet"
+	@mkdir -p $(RESULTS)
+	@$(VENV_PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(RESULTS)/cpu.json $(ARGS)
+	@echo "==> Writing the README's table"
+	@$(VENV_PYTHON) -m benchmarks.render $(RESULTS)/cpu.json README.md
+
+gpu:
+	@$(PYTHON) -c 'import importlib.util as u, sys; u.find_spec("torch") or sys.exit("make gpu: no torch in $(PYTHON)")'
+	@$(PYTHON) -c 'import torch, sys; torch.cuda.is_available() or sys.exit("make gpu: torch sees no GPU; nothing was run")'
+	@echo "==> Building the extension against the installed torch"
+	@$(PYTHON) setup.py build_ext --inplace
+	@mkdir -p $(RESULTS)
+	@echo "==> Running the GPU tests"
+	@$(PYTHON) -m pytest -m gpu tests/gpu --junitxml=$(RESULTS)/gpu-tests.xml
+	@sed -i 's/ hostname="[^"]*"//' $(RESULTS)/gpu-tests.xml
+	@echo "==> Timing on the GPU"
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
