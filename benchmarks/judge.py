@@ -1,0 +1,68 @@
+"""The gate before the clock: a rival whose result is wrong gets no figure.
+
+The judge is the float64 reference. A rival may be as far from it as eager PyTorch in the rival's own dtype is, plus
+`TOLERANCE` roundings of that dtype: of the largest element of each result, and for the loss also of one for every row
+whose KL it sums, since a KL is a difference of logarithms that need not be small themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rivals import EAGER
+from benchmarks.workloads import Inputs
+
+RESULTS = ("loss", "student_features", "student_weight", "student_bias")
+TOLERANCE = 64.0
+
+
+class WrongResultError(AssertionError):
+    """A rival is further from the float64 reference than it may be."""
+
+
+def exact_results(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    """Loss and gradients in float64. Image by image where images do not mix, so that large class Grams fit."""
+    precise = Inputs(*(tensor.detach().double() for tensor in inputs))
+    for leaf in precise.leaves():
+        leaf.requires_grad_()
+    batch = inputs.student_features.shape[0]
+    chunk = batch if options["gram"] == "sample" else 1
+    total = inputs.student_features.new_zeros((), dtype=torch.float64)
+    for first in range(0, batch, chunk):
+        loss = EAGER.loss(**options)(*precise.images(first, first + chunk)) * (chunk / batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    gradients = tuple(leaf.grad for leaf in precise.leaves() if leaf.grad is not None)
+    return total, *gradients
+
+
+def errors(results: Sequence[Tensor], exact: Sequence[Tensor]) -> dict[str, float]:
+    """The largest error of each result as a fraction of its largest element."""
+    return {
+        name: float((result.double() - right).abs().max() / right.abs().max())
+        for name, result, right in zip(RESULTS, results, exact, strict=True)
+    }
+
+
+def check(
+    results: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor], *, summed_rows: int
+) -> dict[str, float]:
+    """The errors of `results`.
+
+    Raises:
+        WrongResultError: one of them is larger than `eager`'s plus the tolerance, or not a number.
+    """
+    measured, allowed = errors(results, exact), errors(eager, exact)
+    for name, result, right in zip(RESULTS, results, exact, strict=True):
+        rounding = TOLERANCE * torch.finfo(result.dtype).eps
+        tolerance = rounding * (1 + summed_rows / float(right.abs())) if name == "loss" else rounding
+        if not measured[name] <= allowed[name] + tolerance:
+            raise WrongResultError(
+                f"{name}: error {measured[name]:.2e} of the largest element, eager's {allowed[name]:.2e}, "
+                f"tolerance {tolerance:.2e}"
+            )
+    return measured
