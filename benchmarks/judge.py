@@ -34,7 +34,7 @@ def exact_results(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
     total = inputs.student_features.new_zeros((), dtype=torch.float64)
     for first in range(0, batch, chunk):
         loss = EAGER.loss(**options)(*precise.images(first, first + chunk)) * (chunk / batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.detach()
     gradients = tuple(leaf.grad for leaf in precise.leaves() if leaf.grad is not None)
     return total, *gradients

@@ -47,6 +47,11 @@ class Workload(NamedTuple):
     student: tuple[int, int, int]
     classes: int
 
+    @property
+    def slug(self) -> str:
+        """The title in plain letters, for names of files and tests."""
+        return self.title.replace(" ", "-").replace("→", "-")
+
     def with_batch(self, batch: int) -> Workload:
         return self._replace(batch=batch)
 

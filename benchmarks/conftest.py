@@ -1,0 +1,70 @@
+"""Threads, the options of a benchmark run, what its JSON file says of the machine, and the table at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.table import HEADER, Figure, rows
+from icd_kernels import __version__, available_backends
+
+FIGURES = pytest.StashKey[list[Figure]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("icd_kernels benchmarks")
+    group.addoption("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    group.addoption(
+        "--batch", type=int, default=None, help="images per batch in place of each workload's own: a trial, no result"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads(pytestconfig: pytest.Config) -> int:
+    """CPU threads of every rival."""
+    count: int = pytestconfig.getoption("--threads")
+    torch.set_num_threads(count)
+    return count
+
+
+@pytest.fixture(scope="session")
+def shortened(pytestconfig: pytest.Config) -> int | None:
+    """The batch size of a trial; None where each workload keeps its own."""
+    batch: int | None = pytestconfig.getoption("--batch")
+    return batch
+
+
+@pytest.fixture(autouse=True)
+def _kept_figure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Any:
+    yield
+    if benchmark.stats is not None:
+        figure = Figure(benchmark.stats.stats.median, benchmark.extra_info)
+        pytestconfig.stash.setdefault(FIGURES, []).append(figure)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Adds what decides the figures; drops the machine's name and the processor's list of flags."""
+    machine_info.pop("node", None)
+    machine_info.get("cpu", {}).pop("flags", None)
+    machine_info.update(
+        torch=torch.__version__,
+        icd_kernels=__version__,
+        backends=available_backends(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=config.getoption("--threads"),
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(FIGURES, [])
+    if not figures:
+        return
+    terminalreporter.section("iCD loss, forward + backward, float32: median times and extra peak memory")
+    for row in rows(figures):
+        terminalreporter.line(f"{row[0]}; {row[1]}")
+        cells = [f"{name.replace('`', '')} {cell}" for name, cell in zip(HEADER[2:], row[2:], strict=True) if cell]
+        terminalreporter.line("    " + ", ".join(cells))
