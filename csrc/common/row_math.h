@@ -107,14 +107,19 @@ ICD_HOST_DEVICE T kl_term(T p, T q, T d) {
   return magnitude > T(0.125) ? direct : series;
 }
 
+// What a logit vector is divided by; a NaN stays NaN.
+template <typename T>
+ICD_HOST_DEVICE T floor_statistic(T statistic) {
+  return statistic <= kNormFloor<T> ? kNormFloor<T> : statistic;
+}
+
 // Derivative by the raw logit z of what depends on the normalised logit h = normalise(z), at one element.
 // `statistic` is the norm or the deviation; below the floor the divisor is a constant.
 // l2: (dh - h <h, dh>) / norm.   zscore: (dh - mean(dh) - h mean(h dh)) / deviation.
 template <typename T>
 ICD_HOST_DEVICE T normalize_derivative(T dh, T h, T mean_dh, T inner, T statistic) {
-  const bool floored = !(statistic > kNormFloor<T>);
-  const T divisor = floored ? kNormFloor<T> : statistic;
-  return (dh - mean_dh - (floored ? T(0) : h * inner)) / divisor;
+  const bool floored = statistic <= kNormFloor<T>;
+  return (dh - mean_dh - (floored ? T(0) : h * inner)) / floor_statistic(statistic);
 }
 
 }  // namespace icd

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "../common/normalize.h"
+
 namespace icd::cpu {
 
 // A feature map (B, C, H, W) in any layout.
@@ -26,15 +28,13 @@ struct Scales {
   int64_t cells;
 };
 
-enum class Normalize { none, l2, zscore };
-
 // How many work items `pool` and `unpool` have, and how much scratch (elements of T) one thread needs.
 template <typename I, typename T>
 struct MapKernels {
   int64_t (*items)(const FeatureMap<I>& map);
   int64_t (*scratch)(const FeatureMap<I>& map, const Scales& scales);
   // pooled: [B, cells, C]
-  void (*pool)(const FeatureMap<const I>& map, const Scales& scales, T* pooled, T* scratch, int64_t begin, int64_t end);
+  void (*pool)(const FeatureMap<I>& map, const Scales& scales, T* pooled, T* scratch, int64_t begin, int64_t end);
   // Each pixel collects grad(cell)/|cell| from every cell that covers it; every pixel of `map` is written.
   void (*unpool)(
       const FeatureMap<I>& map, const Scales& scales, const T* grad_pooled, T* scratch, int64_t begin, int64_t end);
@@ -54,13 +54,15 @@ struct LogitKernels {
       Normalize mode, const T* normalized, const T* statistics, int64_t classes, T* grads, int64_t begin, int64_t end);
 
   // Items are rows of K normalised logits. losses[row]: the KL summed over the K rows of the class Gram z z^T.
-  // With grads: grads[row] = d losses[row] / d student row. scratch: class_scratch(K) elements.
+  // With grads: grads[row] = row_weights[row] · d losses[row] / d student row. A row of weight 0 is not computed: its
+  // loss and gradient are 0. scratch: class_scratch(K) elements.
   int64_t (*class_scratch)(int64_t classes);
   void (*class_gram)(
       const T* student,
       const T* teacher,
       int64_t classes,
       T temperature,
+      const T* row_weights,
       T* losses,
       T* grads,
       T* scratch,

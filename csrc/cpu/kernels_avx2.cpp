@@ -1,0 +1,23 @@
+// The CPU kernels for x86-64 machines with AVX2 and FMA.
+#if defined(__x86_64__)
+#include "kernels.h"
+
+#include <cmath>
+#include <cstring>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,bmi2")
+#endif
+
+#define ICD_INSTRUCTION_SET avx2
+#include "kernels_table.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

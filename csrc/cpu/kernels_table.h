@@ -1,0 +1,49 @@
+// Compiles every CPU kernel for the instruction set that is in force where this file is included, inside the namespace
+// ICD_INSTRUCTION_SET, and defines its table. No include guard: each kernels_*.cpp includes it once, after its pragma.
+//
+// The standard and c10 headers are included by kernels_*.cpp before the pragma. A function of theirs that was compiled
+// for AVX-512 and not inlined could be the copy the linker keeps for the whole program.
+
+#include "../common/geometry.h"
+#include "../common/row_math.h"
+
+namespace icd::cpu::ICD_INSTRUCTION_SET {
+namespace {
+
+#include "map_kernels.h"
+#include "logit_kernels.h"
+#include "gram_kernels.h"
+
+template <typename I, typename T>
+constexpr MapKernels<I, T> map_kernels = {map_items<I>, map_scratch<I>, pool<I, T>, unpool<I, T>};
+
+template <typename T>
+constexpr LogitKernels<T> logit_kernels = {
+    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch, class_gram<T>, gram_rows<T>};
+
+}  // namespace
+}  // namespace icd::cpu::ICD_INSTRUCTION_SET
+
+#define ICD_TABLE_(set) kernels_##set
+#define ICD_TABLE(set) ICD_TABLE_(set)
+#define ICD_NAME_(set) #set
+#define ICD_NAME(set) ICD_NAME_(set)
+
+namespace icd::cpu {
+
+using namespace ICD_INSTRUCTION_SET;
+
+const Kernels ICD_TABLE(ICD_INSTRUCTION_SET) = {
+    ICD_NAME(ICD_INSTRUCTION_SET),
+    map_kernels<float, float>,
+    map_kernels<c10::BFloat16, float>,
+    map_kernels<c10::Half, float>,
+    map_kernels<double, double>,
+    map_kernels<float, double>,
+    map_kernels<c10::BFloat16, double>,
+    map_kernels<c10::Half, double>,
+    logit_kernels<float>,
+    logit_kernels<double>,
+};
+
+}  // namespace icd::cpu
