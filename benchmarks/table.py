@@ -14,9 +14,9 @@ HEADER = (
     "`cpp`",
     "vs eager",
     "vs compiled",
-    "memory, `cpp`",
-    "memory, eager",
-    "memory, compiled",
+    "memory (`cpp`)",
+    "memory (eager)",
+    "memory (compiled)",
 )
 
 
