@@ -1,0 +1,60 @@
+"""What every test shares: hypothesis profiles, poisoned memory, and what the run says about itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+from cases import CASES_RUN, torch_threads
+
+from icd_kernels import available_backends
+from icd_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE
+
+hypothesis.settings.register_profile("local", deadline=None, max_examples=300)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True, database=None)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+
+
+@pytest.fixture(scope="module")
+def poisoned_memory() -> Iterator[None]:
+    """Every tensor that is allocated without a value, in C++ too, starts as NaN: an element left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_default_backend() -> Iterator[None]:
+    """`backend="auto"` is decided by the package, not by the shell the tests were started from."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: more threads only wait for each other. Tests of threading say how many they want."""
+    with torch_threads(1):
+        yield
+
+
+def pytest_report_header() -> list[str]:
+    missing = [
+        f"icd_kernels backend {backend.name!r} missing: {backend.missing}" for backend in BACKENDS if backend.missing
+    ]
+    return [f"icd_kernels backends: {', '.join(available_backends())}", *missing]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if CASES_RUN:
+        terminalreporter.section("property tests")
+        for name, count in sorted(CASES_RUN.items()):
+            terminalreporter.line(f"{name}: {count} cases")
+        terminalreporter.line(f"property-test cases run: {CASES_RUN.total()}")
