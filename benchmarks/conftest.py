@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.settings import Settings
 from benchmarks.table import HEADER, Figure, rows
 from icd_kernels import __version__, available_backends
 
@@ -17,28 +19,22 @@ FIGURES = pytest.StashKey[list[Figure]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("icd_kernels benchmarks")
     group.addoption("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    group.addoption("--seconds", type=float, default=6.0, help="how long each rival is timed, about (default: 6)")
     group.addoption(
         "--batch", type=int, default=None, help="images per batch in place of each workload's own: a trial, no result"
     )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def threads(pytestconfig: pytest.Config) -> int:
-    """CPU threads of every rival."""
-    count: int = pytestconfig.getoption("--threads")
-    torch.set_num_threads(count)
-    return count
-
-
-@pytest.fixture(scope="session")
-def shortened(pytestconfig: pytest.Config) -> int | None:
-    """The batch size of a trial; None where each workload keeps its own."""
-    batch: int | None = pytestconfig.getoption("--batch")
-    return batch
+def settings(pytestconfig: pytest.Config) -> Settings:
+    """The run's settings, put in force."""
+    threads, seconds, batch = (pytestconfig.getoption(name) for name in ("--threads", "--seconds", "--batch"))
+    torch.set_num_threads(threads)
+    return Settings(threads, seconds, batch)
 
 
 @pytest.fixture(autouse=True)
-def _kept_figure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Any:
+def _kept_figure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Iterator[None]:
     yield
     if benchmark.stats is not None:
         figure = Figure(benchmark.stats.stats.median, benchmark.extra_info)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks import judge, memory
 from benchmarks.rivals import CPU_RIVALS, EAGER, Rival, Step
+from benchmarks.settings import Settings
 from benchmarks.workloads import (
     CUB_RESNET32X4_MOBILENETV2,
     CUB_RESNET32X4_SHUFFLENETV1,
@@ -24,8 +25,6 @@ from benchmarks.workloads import (
 from icd_kernels.backends import BACKENDS
 from icd_kernels.options import DEFAULT_SCALES
 
-SECONDS = 6.0
-"""How long a rival is timed, about; at least `MIN_ROUNDS` rounds."""
 MIN_ROUNDS = 5
 MAX_ROUNDS = 200
 
@@ -55,19 +54,19 @@ def truth(workload: Workload, form: str) -> Truth:
 @pytest.mark.parametrize("rival", CPU_RIVALS, ids=lambda rival: rival.name)
 @pytest.mark.parametrize(("workload", "form"), CASES, ids=[f"{case[0].slug}-{case[1]}" for case in CASES])
 def test_forward_backward(
-    benchmark: BenchmarkFixture, workload: Workload, form: str, rival: Rival, shortened: int | None, threads: int
+    benchmark: BenchmarkFixture, workload: Workload, form: str, rival: Rival, settings: Settings
 ) -> None:
     _skip_if_missing(rival)
-    if shortened is not None:
-        workload = workload.with_batch(shortened)
+    if settings.batch is not None:
+        workload = workload.with_batch(settings.batch)
     inputs, eager, exact = truth(workload, form)
     step = rival.forward_backward(inputs, **FORMS[form])
     errors = judge.check(step(), eager, exact, summed_rows=_summed_rows(workload, form))
-    used = memory.measure(workload, form, rival, threads)
+    used = memory.measure(workload, form, rival, settings.threads)
 
     benchmark.group = f"{workload.title}, {form}, B = {workload.batch}"
-    benchmark.extra_info.update(_facts(workload, form, rival, errors, used, threads))
-    benchmark.pedantic(step, rounds=_rounds(step), warmup_rounds=1)
+    benchmark.extra_info.update(_facts(workload, form, rival, errors, used, settings.threads))
+    benchmark.pedantic(step, rounds=_rounds(step, settings.seconds), warmup_rounds=1)
 
 
 def _skip_if_missing(rival: Rival) -> None:
@@ -81,10 +80,10 @@ def _summed_rows(workload: Workload, form: str) -> int:
     return workload.classes if FORMS[form]["gram"] == "class" else max(DEFAULT_SCALES) ** 2
 
 
-def _rounds(step: Step) -> int:
+def _rounds(step: Step, seconds: float) -> int:
     start = time.perf_counter()
     step()
-    return int(min(max(SECONDS / (time.perf_counter() - start), MIN_ROUNDS), MAX_ROUNDS))
+    return int(min(max(seconds / (time.perf_counter() - start), MIN_ROUNDS), MAX_ROUNDS))
 
 
 def _facts(
