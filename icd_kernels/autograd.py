@@ -45,8 +45,9 @@ def icd_loss(
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     wanted = Wanted.of(student_features, student_weight, student_bias)
     if any(wanted):
-        return ICDLossFunction.apply(operators, *tensors, options, wanted)
-    return _namespace(operators).icd_loss(*tensors, *options, False, False)[0]
+        return ICDLossFunction.apply(operators, _anchor(student_features), *tensors, options, wanted)
+    with torch.no_grad():  # the teacher may require a gradient; the loss does not
+        return _namespace(operators).icd_loss(*tensors, *options, False, False)[0]
 
 
 def region_logits(
@@ -55,15 +56,16 @@ def region_logits(
     """Local logits by the operators of namespace `operators`."""
     wanted = Wanted.of(features, weight, bias)
     if any(wanted):
-        return RegionLogitsFunction.apply(operators, features, weight, bias, scales, pyramid, wanted)
+        return RegionLogitsFunction.apply(operators, _anchor(features), features, weight, bias, scales, pyramid, wanted)
     return _namespace(operators).region_logits(features, weight, bias, scales, pyramid, False)[0]
 
 
 def gram_kl(operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
     """The KL of the Gram matrices of given logits by the operators of namespace `operators`."""
     if torch.is_grad_enabled() and student_logits.requires_grad:
-        return GramKLFunction.apply(operators, student_logits, teacher_logits, options)
-    return _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), False)[0]
+        return GramKLFunction.apply(operators, _anchor(student_logits), student_logits, teacher_logits, options)
+    with torch.no_grad():
+        return _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), False)[0]
 
 
 class ICDLossFunction(Function):
@@ -73,6 +75,7 @@ class ICDLossFunction(Function):
     def forward(
         ctx: Any,
         operators: str,
+        anchor: Tensor,
         student_features: Tensor,
         student_weight: Tensor,
         student_bias: Tensor | None,
@@ -93,19 +96,19 @@ class ICDLossFunction(Function):
             True,
             wanted.weight,
         )
-        ctx.save_for_backward(saved, pooled, student_weight)
+        ctx.save_for_backward(saved, pooled, anchor, student_weight, student_bias)
         ctx.operators, ctx.options, ctx.wanted = operators, options, wanted
         ctx.layout = _gradient_layout(student_features, student_weight, student_bias)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        saved, pooled, weight = ctx.saved_tensors
+        saved, pooled, *inputs = ctx.saved_tensors
         with torch.no_grad():
             grads = _namespace(ctx.operators).icd_loss_backward(
-                grad_loss, saved, pooled, weight, *ctx.layout, *ctx.options, ctx.wanted
+                grad_loss, saved, pooled, inputs[1], *ctx.layout, *ctx.options, ctx.wanted
             )
-        return None, *_only_wanted(grads, ctx.wanted), None, None, None, None, None
+        return None, None, *_only_wanted(_once(grads, grad_loss, *inputs), ctx.wanted), None, None, None, None, None
 
 
 class RegionLogitsFunction(Function):
@@ -115,6 +118,7 @@ class RegionLogitsFunction(Function):
     def forward(
         ctx: Any,
         operators: str,
+        anchor: Tensor,
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -123,49 +127,51 @@ class RegionLogitsFunction(Function):
         wanted: Wanted,
     ) -> Tensor:
         logits, pooled = _namespace(operators).region_logits(features, weight, bias, scales, pyramid, wanted.weight)
-        ctx.save_for_backward(pooled, weight)
+        ctx.save_for_backward(pooled, anchor, weight, bias)
         ctx.operators, ctx.scales, ctx.pyramid, ctx.wanted = operators, scales, pyramid, wanted
         ctx.layout = _gradient_layout(features, weight, bias)
         return logits
 
     @staticmethod
     def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
-        pooled, weight = ctx.saved_tensors
+        pooled, *inputs = ctx.saved_tensors
         with torch.no_grad():
             grads = _namespace(ctx.operators).region_logits_backward(
-                grad_logits, pooled, weight, *ctx.layout, ctx.scales, ctx.pyramid, ctx.wanted
+                grad_logits, pooled, inputs[1], *ctx.layout, ctx.scales, ctx.pyramid, ctx.wanted
             )
-        return None, *_only_wanted(grads, ctx.wanted), None, None, None
+        return None, None, *_only_wanted(_once(grads, grad_logits, *inputs), ctx.wanted), None, None, None
 
 
 class GramKLFunction(Function):
     """gram_kl with its gradient by the student's logits."""
 
     @staticmethod
-    def forward(ctx: Any, operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
+    def forward(
+        ctx: Any, operators: str, anchor: Tensor, student_logits: Tensor, teacher_logits: Tensor, options: Options
+    ) -> Tensor:
         loss, saved = _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), True)
-        ctx.save_for_backward(saved)
+        ctx.save_for_backward(saved, anchor)
         ctx.operators, ctx.options, ctx.dtype = operators, options, student_logits.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
+        saved, anchor = ctx.saved_tensors
         with torch.no_grad():
             grad = _namespace(ctx.operators).gram_kl_backward(grad_loss, saved, ctx.dtype, *_gram_options(ctx.options))
-        return None, *_once(grad), None, None
+        return None, None, *_once((grad,), grad_loss, anchor), None, None
 
 
 class _FirstDerivative(Function):
     """Passes first derivatives on and refuses to be differentiated.
 
-    `once_differentiable` would return plain tensors for an upstream gradient that needs none, and a gradient penalty
-    would then silently miss this loss's part.
+    `once_differentiable` would leave them out of the graph where the upstream gradient needs none, and a gradient
+    penalty would then silently miss this loss's part.
     """
 
     @staticmethod
-    def forward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(grad.detach() for grad in grads)
+    def forward(ctx: Any, count: int, *grads_and_sources: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(grad.detach() for grad in grads_and_sources[:count] if grad is not None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
@@ -174,15 +180,23 @@ class _FirstDerivative(Function):
         )
 
 
-def _once(*grads: Tensor) -> tuple[Tensor, ...]:
-    """`grads`, which raise if differentiated again (with create_graph=True) instead of counting as constants."""
+def _anchor(tensor: Tensor) -> Tensor:
+    """An empty tensor that hangs in the graph where `tensor` does, without keeping its memory."""
+    return tensor[:0].clone()
+
+
+def _once(grads: Sequence[Tensor], *sources: Tensor | None) -> tuple[Tensor, ...]:
+    """`grads`, which raise where they are differentiated again (with create_graph=True) by any of `sources`.
+
+    The sources are what the gradients depend on, or its anchor: autograd walks only to what it is asked for.
+    """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return grads
-    return _FirstDerivative.apply(*(grad.detach().requires_grad_() for grad in grads))
+        return tuple(grads)
+    return _FirstDerivative.apply(len(grads), *grads, *sources)
 
 
 def _only_wanted(grads: Sequence[Tensor], wanted: Wanted) -> tuple[Tensor | None, ...]:
-    return tuple(grad if is_wanted else None for grad, is_wanted in zip(_once(*grads), wanted, strict=True))
+    return tuple(grad if is_wanted else None for grad, is_wanted in zip(grads, wanted, strict=True))
 
 
 def _gradient_layout(

@@ -59,6 +59,11 @@ class Tensors(NamedTuple):
     teacher_weight: Tensor
     teacher_bias: Tensor | None
 
+    @property
+    def student(self) -> tuple[Tensor, ...]:
+        """The student's features, weight and bias (a case with one)."""
+        return tuple(tensor for tensor in self[:3] if tensor is not None)
+
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Tensors:
         return Tensors(*(None if tensor is None else function(tensor) for tensor in self))  # type: ignore[arg-type]
 
