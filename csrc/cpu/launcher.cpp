@@ -5,6 +5,10 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <memory>
 #include <tuple>
 
@@ -123,12 +127,24 @@ Tensor pool(const Tensor& features, const Regions& regions, at::ScalarType dtype
   return pooled;
 }
 
+// Asks for huge pages for a large fresh tensor: its first touch otherwise costs a page fault for every 4 KiB, several
+// times the work of filling it.
+void expect_large_pages(const Tensor& fresh) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 1 << 21;
+  const auto start = (reinterpret_cast<uintptr_t>(fresh.data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto stop = (reinterpret_cast<uintptr_t>(fresh.data_ptr()) + fresh.nbytes()) / kHugePage * kHugePage;
+  if (stop > start) madvise(reinterpret_cast<void*>(start), stop - start, MADV_HUGEPAGE);
+#endif
+}
+
 // (B, cells, C) -> the gradient by the features, in their layout and dtype.
 Tensor unpool(
     const Tensor& grad_pooled, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype,
     const Regions& regions) {
   const Scales scales = scales_of(regions.base);
   Tensor grad = at::empty_strided(size, stride, grad_pooled.options().dtype(dtype));
+  expect_large_pages(grad);
   dispatch_map(dtype, grad_pooled.scalar_type(), [&](auto o, auto t) {
     using O = decltype(o);
     using T = decltype(t);

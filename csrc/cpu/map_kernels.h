@@ -86,16 +86,28 @@ inline void pool_tile(
   });
 }
 
-// Transposes a block of planes into tile[pixel, channel]; channels past `count` become 0.
+// Transposes a block of planes into tile[pixel, channel]; channels past `count` become 0. Plane by plane, so that the
+// slow memory is read in order and only the tile, which is in the cache, is written in strides.
 template <typename I, typename T>
 inline void pack_tile(const FeatureMap<I>& map, const I* planes, int64_t count, T* tile) {
-  for (int64_t h = 0; h < map.height; ++h) {
-    for (int64_t w = 0; w < map.width; ++w) {
-      const I* pixel = planes + h * map.height_stride + w * map.width_stride;
-      T* out = tile + (h * map.width + w) * kPlaneBlock;
-      for (int64_t c = 0; c < count; ++c) out[c] = static_cast<T>(pixel[c * map.channel_stride]);
-      for (int64_t c = count; c < kPlaneBlock; ++c) out[c] = T(0);
+  const int64_t pixels = map.height * map.width;
+  const bool dense = map.width_stride == 1 && map.height_stride == map.width;
+  for (int64_t c = 0; c < count; ++c) {
+    const I* plane = planes + c * map.channel_stride;
+    T* out = tile + c;
+    if (dense) {
+      for (int64_t k = 0; k < pixels; ++k) out[k * kPlaneBlock] = static_cast<T>(plane[k]);
+      continue;
     }
+    for (int64_t h = 0; h < map.height; ++h) {
+      for (int64_t w = 0; w < map.width; ++w) {
+        out[(h * map.width + w) * kPlaneBlock] =
+            static_cast<T>(plane[h * map.height_stride + w * map.width_stride]);
+      }
+    }
+  }
+  for (int64_t c = count; c < kPlaneBlock; ++c) {
+    for (int64_t k = 0; k < pixels; ++k) tile[k * kPlaneBlock + c] = T(0);
   }
 }
 
