@@ -8,6 +8,7 @@ dtype of the result's terms before they cancel (:mod:`rounding`), and one roundi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,6 +121,8 @@ def assert_no_worse_than_eager(problem: Problem, backend: str, *, threads: int =
         assert value.dtype == eager[0][name].dtype, f"{name}: {value.dtype}, expected {eager[0][name].dtype}"
         assert value.shape == exact[name].shape, f"{name}: {tuple(value.shape)}, expected {tuple(exact[name].shape)}"
         tolerance = TOLERANCE * eps * _largest(terms[name]) + _own_rounding(value.dtype, eps) * _largest(exact[name])
+        assert math.isfinite(tolerance), f"{name}: nothing to judge by"
+        assert not value[~exact[name].isfinite()].isfinite().any(), f"{name}: finite where the exact one is not"
         eager_error = max(_error(other[name], exact[name]) for other in eager)
         error = _error(value, exact[name])
         assert error <= eager_error + tolerance, (
