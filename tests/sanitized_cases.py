@@ -1,0 +1,74 @@
+"""The compiled CPU operators over every option and odd shapes, against the reference; run by test_sanitizers.py."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import icd_kernels
+from icd_kernels.options import GRAMS, NORMALIZATIONS, PYRAMIDS, REDUCTIONS
+
+SIZES = [((1, 1), (3, 17)), ((5, 7), (14, 16)), ((7, 7), (28, 28)), ((4, 4), (2, 2))]
+CHANNELS = [1, 16, 65, 70]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def feature_map(batch: int, channels: int, size: tuple[int, int], layout: int, dtype: torch.dtype) -> Tensor:
+    """Contiguous, channels-last, a token grid behind a class token, or a window of a larger map."""
+    height, width = size
+    if layout == 0:
+        return torch.randn(batch, channels, height, width).to(dtype)
+    if layout == 1:
+        return torch.randn(batch, channels, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
+    if layout == 2:
+        tokens = torch.randn(batch, 1 + height * width, channels).to(dtype)
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+    return torch.randn(batch, channels + 1, height + 2, 2 * width).to(dtype)[:, 1:, 1:-1, ::2]
+
+
+def run(case: int, gram: str, pyramid: str, normalize: str, reduction: str) -> None:
+    student_size, teacher_size = SIZES[case % len(SIZES)]
+    batch, classes = 1 + case % 3, (2, 33, 17, 48)[case % 4]
+    scales = ((1, 2, 4), (3, 1), (2,), (4, 4, 1))[case % 4]
+    channels = CHANNELS[case % 4]
+    dtype, teacher_dtype = DTYPES[case % 4], DTYPES[case // 4 % 4]
+    features = feature_map(batch, channels, student_size, case % 4, dtype).requires_grad_()
+    weight = torch.randn(classes, channels, dtype=dtype, requires_grad=True)
+    bias = torch.randn(classes, dtype=dtype, requires_grad=True) if case % 2 else None
+    loss = partial(
+        icd_kernels.icd_loss,
+        features,
+        weight,
+        feature_map(batch, 6, teacher_size, case // 3 % 4, teacher_dtype),
+        torch.randn(classes, 6),
+        bias,
+        torch.randn(classes),
+        scales=scales,
+        gram=gram,
+        pyramid=pyramid,
+        normalize=normalize,
+        reduction=reduction,
+    )
+    student = (features, weight)
+    torch.testing.assert_close(loss(backend="cpp"), loss(backend="reference"), rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(loss(backend="cpp").sum(), student)
+    theirs = torch.autograd.grad(loss(backend="reference").sum(), student)
+    for mine, expected in zip(ours, theirs, strict=True):
+        tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 2e-2
+        floor = 1e-6 + tolerance * expected.abs().max().item()
+        torch.testing.assert_close(mine, expected, rtol=tolerance, atol=floor)
+    logits = icd_kernels.region_logits(features, weight, bias, scales=scales, pyramid=pyramid, backend="cpp")
+    icd_kernels.gram_kl(logits, logits + 1, scales=scales, gram=gram, normalize=normalize, backend="cpp").backward()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    options = itertools.product(GRAMS, PYRAMIDS, NORMALIZATIONS, REDUCTIONS)
+    cases = 0
+    for cases, option in enumerate(options, start=1):
+        run(cases, *option)
+    print(f"{cases} sanitized cases with {os.environ.get('ICD_KERNELS_ISA', 'the best')} instruction set")
