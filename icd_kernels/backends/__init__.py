@@ -10,6 +10,7 @@ import os
 from icd_kernels.backends import reference
 from icd_kernels.backends.base import Backend, BackendUnavailableError
 from icd_kernels.backends.cpp import CPP
+from icd_kernels.backends.triton import TRITON
 
 REFERENCE = Backend(
     name="reference",
@@ -20,7 +21,7 @@ REFERENCE = Backend(
     gram_kl=reference.gram_kl,
 )
 
-BACKENDS: tuple[Backend, ...] = (CPP, REFERENCE)
+BACKENDS: tuple[Backend, ...] = (TRITON, CPP, REFERENCE)
 
 ENVIRONMENT_VARIABLE = "ICD_KERNELS_BACKEND"
 
@@ -47,7 +48,7 @@ def choose(name: str, device_type: str) -> Backend:
     if name == "auto":
         name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     for backend in BACKENDS:
-        if name == "auto" and backend.can_run(device_type):
+        if name == "auto" and device_type not in backend.only_by_name and backend.can_run(device_type):
             return backend
         if backend.name == name:
             backend.can_run(device_type, raise_error=True)

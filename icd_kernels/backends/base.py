@@ -27,6 +27,8 @@ class Backend:
     icd_loss: Callable[..., Tensor]
     region_logits: Callable[..., Tensor]
     gram_kl: Callable[..., Tensor]
+    only_by_name: tuple[str, ...] = ()
+    """Devices of `device_types` on which "auto" does not take it."""
 
     def can_run(self, device_type: str, *, raise_error: bool = False) -> bool:
         """Whether it runs tensors on `device_type` here. With `raise_error`, a no is raised with its reason."""
@@ -41,7 +43,13 @@ class Backend:
         return True
 
 
-def operator_backend(name: str, device_types: tuple[str, ...], missing: str | None, operators: str) -> Backend:
+def operator_backend(
+    name: str,
+    device_types: tuple[str, ...],
+    missing: str | None,
+    operators: str,
+    only_by_name: tuple[str, ...] = (),
+) -> Backend:
     """A compiled backend: the operators of one namespace (:mod:`icd_kernels.operators`) under autograd."""
     return Backend(
         name=name,
@@ -50,4 +58,5 @@ def operator_backend(name: str, device_types: tuple[str, ...], missing: str | No
         icd_loss=partial(autograd.icd_loss, operators),
         region_logits=partial(autograd.region_logits, operators),
         gram_kl=partial(autograd.gram_kl, operators),
+        only_by_name=only_by_name,
     )

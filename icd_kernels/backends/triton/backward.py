@@ -1,0 +1,320 @@
+"""From dl/dz to the gradients by features, weight and bias, in one launch."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton import counters as counter_slots
+from icd_kernels.backends.triton.cells import cell_windows, covers, pixel_offsets
+from icd_kernels.backends.triton.gram_kl import backward_of_rows
+from icd_kernels.backends.triton.gram_stage import fold_gradient
+from icd_kernels.backends.triton.launch import launch
+from icd_kernels.backends.triton.plan import LANGUAGE_DTYPES, ceil_div, firsts, precision, workspace
+from icd_kernels.backends.triton.structs import GROUPS, Backward, NetworkConstants
+from icd_kernels.backends.triton.tasks import arrive, draw_task, is_last_task, reset, wait_for
+from icd_kernels.geometry import base_scales, cell_count, is_folded
+from icd_kernels.operators import keeps_logits
+
+
+@triton.jit
+def backward_kernel(job, counters, CONSTANTS: tl.constexpr, SLOT: tl.constexpr):
+    """Tasks in order: gradient by pooled features, by weight and bias, and the former scattered to the pixels."""
+    task = draw_task(counters)
+    weight = task - job.cell_tasks
+    scatter = weight - job.weight_tasks
+    if weight < 0:
+        _cell_task(task, job, counters, CONSTANTS)
+    elif scatter < 0:
+        _weight_task(weight, job, CONSTANTS)
+    else:
+        if job.p_features is not None:
+            _scatter_task(scatter, job, counters, CONSTANTS)
+    if is_last_task(counters):
+        reset(counters, SLOT)
+
+
+@triton.jit
+def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
+    """A tile of dl/df̄ = dl/dz W over the cell's size: rows of one group of images, a block of channels."""
+    channel_blocks = tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
+    o_channels = (task % channel_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
+    row_tile = task // channel_blocks % job.group_tiles
+    group = task // channel_blocks // job.group_tiles
+    images = tl.minimum(job.group_images, job.batch - group * job.group_images)
+    o_local = row_tile * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
+    m_rows = o_local < images * CONSTANTS.CELLS
+    o_rows = group.to(tl.int64) * job.group_images * CONSTANTS.CELLS + o_local
+
+    total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
+    for start in range(0, job.classes, CONSTANTS.DEPTH_BLOCK):
+        o_classes = start + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+        b_gradient = _load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS)  # [ROWS, DEPTH]
+        p_weight = job.p_weight + o_classes.to(tl.int64)[:, None] * job.weight_stride_class
+        p_weight += o_channels.to(tl.int64)[None, :] * job.weight_stride_depth
+        m_weight = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
+        b_weight = tl.load(p_weight, mask=m_weight, other=0.0).to(CONSTANTS.ACC)
+        total = tl.dot(b_gradient, b_weight, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
+    top, bottom, left, right = cell_windows(
+        o_local % CONSTANTS.CELLS, job.height, job.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS
+    )
+    total = total / ((bottom - top) * (right - left))[:, None]
+    o_out = o_rows[:, None] * job.channels + o_channels[None, :]
+    tl.store(job.p_cells + o_out, total, mask=m_rows[:, None] & (o_channels < job.channels)[None, :])
+    arrive(counters.p_student_pooled + group)
+
+
+@triton.jit
+def _weight_task(task, job, CONSTANTS: tl.constexpr):
+    """A tile of dl/dW = Σ dl/dz f̄^T over all images' cells; the first block of channels also does dl/db = Σ dl/dz."""
+    class_blocks = tl.cdiv(job.classes, CONSTANTS.ROW_BLOCK)
+    o_classes = (task % class_blocks) * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
+    o_channels = (task // class_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
+    total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
+    bias = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.DEPTH_BLOCK), CONSTANTS.ACC)
+    rows = (tl.full((), 0, tl.int64) + job.batch) * CONSTANTS.CELLS
+    for start in range(tl.cdiv(rows, CONSTANTS.DEPTH_BLOCK)):
+        o_rows = start * CONSTANTS.DEPTH_BLOCK + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+        m_rows = o_rows < rows
+        b_gradient = tl.trans(_load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS))  # [CLASSES, DEPTH]
+        bias += b_gradient
+        if job.p_weight_gradient is not None:
+            p_pooled = job.p_pooled + o_rows[:, None] * job.channels + o_channels[None, :]
+            m_pooled = m_rows[:, None] & (o_channels < job.channels)[None, :]
+            b_pooled = tl.load(p_pooled, mask=m_pooled, other=0.0)
+            total = tl.dot(
+                b_gradient, b_pooled, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC
+            )
+    if job.p_weight_gradient is not None:
+        o_out = o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
+        m_out = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
+        tl.store(job.p_weight_gradient + o_out, total, mask=m_out)
+    if job.p_bias_gradient is not None:
+        stop = tl.where(task < class_blocks, job.classes, 0)
+        tl.store(job.p_bias_gradient + o_classes, tl.sum(bias, axis=1), mask=o_classes < stop)
+
+
+@triton.jit
+def _scatter_task(task, job, counters, CONSTANTS: tl.constexpr):
+    """A block of channels of one image's gradient by its map: every pixel collects from the cells that cover it."""
+    channel_blocks = tl.cdiv(job.channels, CONSTANTS.CHANNEL_BLOCK)
+    image = task // channel_blocks
+    o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
+    m_channels = (o_channels < job.channels)[None, :]
+    group_tasks = job.group_tiles * tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
+    wait_for(counters.p_student_pooled + image // job.group_images, group_tasks)
+
+    p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
+    p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image
+    p_map += o_channels.to(tl.int64)[None, :] * job.feature_stride_channel
+    pixels = job.height * job.width
+    for start in range(0, pixels, CONSTANTS.PIXEL_BLOCK):
+        o_pixels = start + tl.arange(0, CONSTANTS.PIXEL_BLOCK)
+        total = _collect(p_cells, m_channels, o_pixels, job, CONSTANTS)  # [PIXELS, CHANNELS]
+        o_map = pixel_offsets(o_pixels, job.width, job.feature_stride_row, job.feature_stride_column, CONSTANTS.FLAT)
+        tl.store(p_map + o_map[:, None], total, mask=(o_pixels < pixels)[:, None] & m_channels)
+
+
+@triton.jit
+def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
+    total = tl.zeros((CONSTANTS.PIXEL_BLOCK, CONSTANTS.CHANNEL_BLOCK), CONSTANTS.ACC)
+    row = (o_pixels // job.width)[:, None]
+    column = (o_pixels % job.width)[:, None]
+    for start in range(0, CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK):
+        o_cells = start + tl.arange(0, CONSTANTS.CELL_BLOCK)
+        top, bottom, left, right = cell_windows(
+            o_cells, job.height, job.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS
+        )
+        b_covers = covers(top[None, :], bottom[None, :], left[None, :], right[None, :], row, column)
+        m_cells = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
+        b_cells = tl.load(p_cells + o_cells.to(tl.int64)[:, None] * job.channels, mask=m_cells, other=0.0)
+        total = tl.dot(
+            b_covers.to(CONSTANTS.ACC), b_cells, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC
+        )
+    return total
+
+
+@triton.jit
+def _load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS: tl.constexpr):
+    """dl/dz of rows (image, cell) times the image's upstream gradient, [ROWS, CLASSES]."""
+    image = o_rows // CONSTANTS.CELLS
+    p_rows = job.p_gradient + image * job.stride_image + (o_rows % CONSTANTS.CELLS) * job.stride_cell
+    m_tile = m_rows[:, None] & (o_classes < job.classes)[None, :]
+    o_columns = o_classes.to(tl.int64)[None, :] * job.stride_class
+    b_gradient = tl.load(p_rows[:, None] + o_columns, mask=m_tile, other=0.0).to(CONSTANTS.ACC)
+    if job.p_upstream is not None:
+        upstream = tl.load(job.p_upstream + image * job.stride_upstream, mask=m_rows, other=0.0).to(CONSTANTS.ACC)
+        b_gradient = b_gradient * upstream[:, None]
+    return b_gradient
+
+
+@triton.jit
+def fold_kernel(
+    p_gradient, stride_image, stride_cell, stride_class, p_folded, classes, ACC: tl.constexpr, SCALES: tl.constexpr,
+    FIRSTS: tl.constexpr, FINEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Folds gradients by every cell's logits onto the finest grid, an image for each program."""
+    fold_gradient(
+        p_gradient, stride_image, stride_cell, stride_class, p_folded, tl.program_id(0), classes, ACC, SCALES, FIRSTS,
+        FINEST, ROWS, BLOCK,
+    )  # fmt: skip
+
+
+def icd_loss_backward(
+    grad_loss: Tensor,
+    saved: Tensor,
+    pooled: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    pyramid: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator icd_loss_backward (icd_kernels/operators.py)."""
+    batch, _, height, width = size
+    upstream: Tensor | None = grad_loss
+    if keeps_logits(gram, reduction) and batch > 0:
+        finest = max(scales) if is_folded(scales, pyramid, height, width) else 0
+        cells = cell_count(base_scales(scales, pyramid, height, width))
+        gradient = saved.new_empty((batch, cells, weight.shape[0]))
+        backward_of_rows(grad_loss, saved, gradient, finest, scales, scale_weights, normalize, temperature)
+        saved, upstream = gradient, None
+    return _gradients(saved, upstream, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+
+
+def region_logits_backward(
+    grad_logits: Tensor,
+    pooled: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+    scales: Sequence[int],
+    pyramid: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator region_logits_backward (icd_kernels/operators.py)."""
+    batch, _, height, width = size
+    gradient = grad_logits.transpose(1, 2)  # [B, N, K]
+    if is_folded(scales, pyramid, height, width) and batch > 0:
+        finest = max(scales)
+        folded = gradient.new_empty((batch, finest * finest, gradient.shape[2]))
+        rows, depth = configs.pair_blocks(finest * finest, gradient.dtype)
+        launch(
+            fold_kernel, batch, gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2],
+            ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=tuple(scales), FIRSTS=firsts(scales), FINEST=finest,
+            ROWS=rows, BLOCK=depth,
+        )  # fmt: skip
+        gradient = folded
+    return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+
+
+def _gradients(
+    gradient: Tensor,
+    upstream: Tensor | None,
+    pooled: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+    scales: Sequence[int],
+    pyramid: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by features, weight and bias from dl/dz (B, base cells, K) of any strides; empty where not wanted."""
+    by_features, by_weight, by_bias = wanted
+    batch, channels, height, width = size
+    classes = weight.shape[0]
+    features = torch.empty_strided(size, stride, dtype=dtype, device=weight.device) if by_features else None
+    weights = torch.empty_like(weight, memory_format=torch.contiguous_format) if by_weight else None
+    bias = weight.new_empty(classes, dtype=bias_dtype) if by_bias else None
+    nothing = weight.new_empty(0)
+    outputs = (
+        weight.new_empty(0, dtype=dtype) if features is None else features,
+        weight.new_empty(0) if weights is None else weights,
+        weight.new_empty(0, dtype=bias_dtype) if bias is None else bias,
+    )
+    if batch == 0:
+        return outputs[0], outputs[1].zero_(), outputs[2].zero_()
+
+    constants, group_images, group_tiles = _plan(size, stride, gradient.dtype, dtype, weight.dtype, scales, pyramid)
+    groups = ceil_div(batch, group_images)
+    blocks = ceil_div(classes, constants.ROW_BLOCK)
+    cell_tasks = groups * group_tiles * ceil_div(channels, constants.CLASS_BLOCK) if by_features else 0
+    weight_tasks = blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
+    scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
+    (cells_space,) = workspace(gradient, gradient.dtype, batch * constants.CELLS * channels if by_features else 0)
+    job = Backward(
+        gradient,
+        *gradient.stride(),
+        upstream,
+        0 if upstream is None or upstream.ndim == 0 else upstream.stride(0),
+        pooled if by_weight else None,
+        weight,
+        *weight.stride(),
+        cells_space,
+        features,
+        *stride,
+        weights,
+        bias,
+        batch,
+        classes,
+        channels,
+        height,
+        width,
+        group_images,
+        group_tiles,
+        cell_tasks,
+        weight_tasks,
+    )
+    launch(
+        backward_kernel, cell_tasks + weight_tasks + scatter_tasks, weight.device, job,
+        counter_slots.counters_for(weight.device), CONSTANTS=constants, SLOT=counter_slots.SLOT,
+    )  # fmt: skip
+    return outputs
+
+
+def _plan(
+    size: Sequence[int],
+    stride: Sequence[int],
+    math_dtype: torch.dtype,
+    feature_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    scales: Sequence[int],
+    pyramid: str,
+) -> tuple[NetworkConstants, int, int]:
+    """Constants of the launch, images of a group, and row tiles of a group."""
+    batch, channels, height, width = size
+    base = base_scales(scales, pyramid, height, width)
+    cells = cell_count(base)
+    row_block, class_block, depth_block = configs.product_blocks(math_dtype)
+    constants = NetworkConstants(
+        ACC=LANGUAGE_DTYPES[math_dtype],
+        SCALES=base,
+        FIRSTS=firsts(base),
+        CELLS=cells,
+        FLAT=width == 1 or height == 1 or stride[2] == width * stride[3],
+        SPLITS=1,
+        PRECISION=precision(math_dtype, feature_dtype, weight_dtype),
+        CELL_BLOCK=configs.cell_block(cells),
+        PIXEL_BLOCK=configs.pixel_block(height * width, math_dtype),
+        CHANNEL_BLOCK=configs.channel_block(channels, math_dtype),
+        ROW_BLOCK=row_block,
+        CLASS_BLOCK=class_block,
+        DEPTH_BLOCK=depth_block,
+    )
+    group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
+    return constants, group_images, ceil_div(group_images * cells, row_block)

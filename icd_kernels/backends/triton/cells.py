@@ -1,0 +1,63 @@
+"""Cells on the device: their windows (those of icd_kernels/geometry.py) and which pixel lies in which."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def window_start(index, scale, extent):
+    """First of the `extent` places that window `index` of `scale` covers."""
+    return index * extent // scale
+
+
+@triton.jit
+def window_stop(index, scale, extent):
+    """One past the last. The windows of `scale` that cover place p are window p of `extent` windows over `scale`."""
+    return ((index + 1) * extent + scale - 1) // scale
+
+
+@triton.jit
+def cell_windows(o_cells, height, width, SCALES: tl.constexpr, FIRSTS: tl.constexpr):
+    """Top, bottom, left and right of base cells `o_cells`; empty beyond the last one."""
+    top = o_cells * 0
+    bottom = top
+    left = top
+    right = top
+    for s in tl.static_range(len(SCALES)):
+        local = o_cells - FIRSTS[s]
+        row = local // SCALES[s]
+        column = local % SCALES[s]
+        inside = (local >= 0) & (local < SCALES[s] * SCALES[s])
+        top = tl.where(inside, window_start(row, SCALES[s], height), top)
+        bottom = tl.where(inside, window_stop(row, SCALES[s], height), bottom)
+        left = tl.where(inside, window_start(column, SCALES[s], width), left)
+        right = tl.where(inside, window_stop(column, SCALES[s], width), right)
+    return top, bottom, left, right
+
+
+@triton.jit
+def covers(top, bottom, left, right, row, column):
+    """Whether windows cover pixels; all arguments broadcast."""
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+
+
+@triton.jit
+def pixel_offsets(o_pixels, width, stride_row, stride_column, FLAT: tl.constexpr):
+    """Where pixels lie within a channel."""
+    if FLAT:
+        return o_pixels.to(tl.int64) * stride_column
+    return (o_pixels // width).to(tl.int64) * stride_row + (o_pixels % width).to(tl.int64) * stride_column
+
+
+@triton.jit
+def scale_of_cell(cell, SCALES: tl.constexpr, FIRSTS: tl.constexpr, WEIGHTS: tl.constexpr, ACC: tl.constexpr):
+    """Scale of cell number `cell`, first cell of that scale, and the weight of one of its Gram matrices."""
+    scale = cell * 0 + SCALES[0]
+    first = cell * 0
+    weight = tl.full((), WEIGHTS[0], ACC)
+    for s in tl.static_range(1, len(SCALES)):
+        is_later = cell >= FIRSTS[s]
+        scale = tl.where(is_later, SCALES[s], scale)
+        first = tl.where(is_later, FIRSTS[s], first)
+        weight = tl.where(is_later, tl.full((), WEIGHTS[s], ACC), weight)
+    return scale, first, weight

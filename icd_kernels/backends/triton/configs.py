@@ -1,0 +1,80 @@
+"""Block sizes by shape: every configuration the kernels are compiled in without being asked to tune.
+
+All tiles are powers of two, as Triton wants them. They are sized so that four programs of four warps fit on one
+multiprocessor without spilling (tests/triton/aot_table.py prints registers, shared memory and spills of each).
+
+- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time: 16 KB of float32, a few in flight per program.
+- Projection is a plain tiled product; float64 has half the tile. Where tiles are too few to occupy the chip, the
+  channels are split so that about SPREAD programs work on it, in at most MAX_SPLITS parts.
+- class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers.
+- spatial, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+WARPS = 4
+STAGES = 3
+SPREAD = 264
+"""Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
+MAX_SPLITS = 8
+
+AUTOTUNE_VARIABLE = "ICD_KERNELS_AUTOTUNE"
+AUTOTUNE_CHOICES = ((4, 3), (4, 2), (4, 4), (8, 3), (8, 2))
+"""(warps, stages) that are timed where ICD_KERNELS_AUTOTUNE=1; the first is the default."""
+
+
+def autotunes() -> bool:
+    """Whether the user asked for launches to be tuned by timing them."""
+    return os.environ.get(AUTOTUNE_VARIABLE) == "1"
+
+
+def power_of_two(count: int, low: int, high: int) -> int:
+    """The smallest power of two that holds `count`, within [low, high]."""
+    return min(max(1 << max(count - 1, 0).bit_length(), low), high)
+
+
+def cell_block(cells: int) -> int:
+    """Cells pooled, or scattered, at a time."""
+    return power_of_two(cells, 16, 64)
+
+
+def pixel_block(pixels: int, dtype: torch.dtype) -> int:
+    """Pixels pooled, or scattered to, at a time."""
+    return power_of_two(pixels, 16, 32 if dtype == torch.float64 else 64)
+
+
+def channel_block(channels: int, dtype: torch.dtype) -> int:
+    """Channels pooled, or scattered to, at a time."""
+    return power_of_two(channels, 16, 32 if dtype == torch.float64 else 64)
+
+
+def product_blocks(dtype: torch.dtype) -> tuple[int, int, int]:
+    """Rows, columns and depth of a tile of a matrix product."""
+    return (32, 32, 16) if dtype == torch.float64 else (64, 64, 32)
+
+
+def splits(tiles: int, depth: int, depth_block: int) -> int:
+    """Parts of a product's depth, a power of two: enough to spread few tiles, none shorter than 4 steps."""
+    parts = 1
+    while parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD * 2 and depth >= parts * 2 * 4 * depth_block:
+        parts *= 2
+    return parts
+
+
+def vector_block(classes: int) -> int:
+    """Classes of one row read at a time."""
+    return power_of_two(classes, 16, 1024)
+
+
+def class_blocks(classes: int) -> tuple[int, int]:
+    """Rows and columns of a class Gram's exponentials at a time."""
+    return 16, power_of_two(classes, 16, 64)
+
+
+def pair_blocks(rows: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Side of a Gram tile between `rows` vectors, and the classes of one step."""
+    return power_of_two(rows, 16, 32), 16 if dtype == torch.float64 else 64

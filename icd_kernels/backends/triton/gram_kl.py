@@ -1,0 +1,187 @@
+"""gram_kl: the Gram stage on logits that are already there, in one launch; and its backward."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icd_kernels.backends.triton import counters as counter_slots
+from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
+from icd_kernels.backends.triton.launch import launch
+from icd_kernels.backends.triton.plan import plan_gram, precision, workspace
+from icd_kernels.backends.triton.structs import Logits, LogitsConstants, Work
+from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
+from icd_kernels.checks import compute_dtype
+from icd_kernels.operators import keeps_logits
+
+SCALE_BLOCK = 1024
+
+
+@triton.jit
+def gram_kl_kernel(
+    student,
+    teacher,
+    work,
+    counters,
+    batch,
+    classes,
+    temperature: tl.float64,
+    FORM: tl.constexpr,
+    SLOT: tl.constexpr,
+):
+    """The tasks of the Gram stage."""
+    gram_task(draw_task(counters), student, teacher, work, counters, batch, classes, temperature, FORM)
+    if is_last_task(counters):
+        reduce_losses(work, batch, FORM)
+        reset(counters, SLOT)
+
+
+@triton.jit
+def scale_kernel(p_out, p_gradient, p_upstream, stride_upstream, image_size, BLOCK: tl.constexpr):
+    """Every image's dl/dz times its upstream gradient."""
+    blocks = tl.cdiv(image_size, BLOCK)
+    image = tl.program_id(0) // blocks
+    o_image = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    b_gradient = tl.load(p_gradient + image.to(tl.int64) * image_size + o_image, mask=o_image < image_size)
+    upstream = tl.load(p_upstream + image.to(tl.int64) * stride_upstream).to(b_gradient.dtype)
+    tl.store(p_out + image.to(tl.int64) * image_size + o_image, b_gradient * upstream, mask=o_image < image_size)
+
+
+def gram_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+    save_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The operator gram_kl (icd_kernels/operators.py)."""
+    dtype = compute_dtype(student_logits, teacher_logits)
+    batch, classes, cells = student_logits.shape
+    loss = student_logits.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
+    keeps = keeps_logits(gram, reduction) and save_gradient
+    saved = loss.new_empty(((2,) if keeps else ()) + (batch, cells, classes) if save_gradient else (0,))
+    if batch == 0:
+        return loss.fill_(float("nan") if reduction == "mean" else 0.0), saved
+    run_gram(
+        student_logits.transpose(1, 2), teacher_logits.transpose(1, 2), loss, scales, scale_weights, gram, normalize,
+        temperature, reduction, gradient=saved if save_gradient and not keeps else None, raw=saved if keeps else None,
+    )  # fmt: skip
+    return loss, saved
+
+
+def gram_kl_backward(
+    grad_loss: Tensor,
+    saved: Tensor,
+    dtype: torch.dtype,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    """The operator gram_kl_backward (icd_kernels/operators.py)."""
+    batch, cells, classes = saved.shape[-3:]
+    gradient = saved.new_empty((batch, cells, classes), dtype=dtype)
+    if batch == 0:
+        return gradient.transpose(1, 2)
+    if keeps_logits(gram, reduction):
+        backward_of_rows(grad_loss, saved, gradient, 0, scales, scale_weights, normalize, temperature)
+        return gradient.transpose(1, 2)
+    size = cells * classes
+    stride = grad_loss.stride(0) if reduction == "none" else 0
+    programs = batch * -(-size // SCALE_BLOCK)
+    launch(scale_kernel, programs, saved.device, gradient, saved, grad_loss, stride, size, BLOCK=SCALE_BLOCK)
+    return gradient.transpose(1, 2)
+
+
+def backward_of_rows(
+    grad_loss: Tensor,
+    saved: Tensor,
+    gradient: Tensor,
+    finest: int,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    normalize: str,
+    temperature: float,
+) -> None:
+    """dl/dz of sample with reduction "none", which mixes the images' upstream gradients, from the kept logits.
+
+    Writes (B, cells, K): every cell, or where `finest` is not 0 that grid alone with the others folded onto it.
+    """
+    loss = saved.new_empty(saved.shape[1])
+    run_gram(
+        saved[0], saved[1], loss, scales, scale_weights, "sample", normalize, temperature, "none", gradient=gradient,
+        upstream=grad_loss, finest=finest,
+    )  # fmt: skip
+
+
+def run_gram(
+    student: Tensor,
+    teacher: Tensor,
+    loss: Tensor,
+    scales: Sequence[int],
+    scale_weights: Sequence[float],
+    gram: str,
+    normalize: str,
+    temperature: float,
+    reduction: str,
+    *,
+    gradient: Tensor | None = None,
+    raw: Tensor | None = None,
+    upstream: Tensor | None = None,
+    finest: int = 0,
+) -> None:
+    """Launches the Gram stage on logits (B, N, K) of any strides, writing to `loss`, `gradient` and `raw`."""
+    batch, cells, classes = student.shape
+    constants = LogitsConstants(SPLITS=1, FINEST=0)
+    plan = plan_gram(
+        batch, classes, loss.dtype, tuple(scales), tuple(scale_weights), gram, normalize, reduction,
+        gradient is not None, finest, precision(loss.dtype), constants, constants,
+    )  # fmt: skip
+    z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = workspace(
+        loss, loss.dtype, batch * cells * classes, batch * cells * classes, batch * cells, plan.rows_size,
+        batch * plan.units, 0 if reduction == "none" else batch, batch * cells * classes if finest else 0,
+    )  # fmt: skip
+    work = Work(
+        p_student=z_student,
+        p_teacher=z_teacher,
+        p_student_raw=None if raw is None else raw[0],
+        p_teacher_raw=None if raw is None else raw[1],
+        p_divisor=divisor,
+        p_rows=None if gradient is None else rows,
+        p_unit_loss=unit_loss,
+        p_image_loss=loss if reduction == "none" else image_loss,
+        p_loss=loss,
+        p_gradient=all_cells if finest else gradient,
+        p_saved=gradient if finest else None,
+        p_upstream=upstream,
+        stride_upstream=0 if upstream is None else upstream.stride(0),
+        group_images=plan.group_images,
+        group_cells=plan.group_cells,
+    )
+    launch(
+        gram_kl_kernel,
+        plan.tasks,
+        loss.device,
+        _given(student),
+        _given(teacher),
+        work,
+        counter_slots.counters_for(loss.device),
+        batch,
+        classes,
+        temperature,
+        FORM=plan.form,
+        SLOT=counter_slots.SLOT,
+    )
+
+
+def _given(logits: Tensor) -> Logits:
+    """Logits (B, N, K) that wait for nothing."""
+    return Logits(logits, 0, *logits.stride(), None, 0, 1)

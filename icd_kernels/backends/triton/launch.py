@@ -1,0 +1,52 @@
+"""The one place where kernels are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from icd_kernels.backends.triton import configs
+
+_TUNED: dict[Any, tuple[int, int]] = {}
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
+    """Launches `kernel` with that many programs on the current stream of `device`."""
+    with _on(device):
+        warps, stages = configs.WARPS, configs.STAGES
+        if configs.autotunes() and device.type == "cuda":
+            warps, stages = _tuned(kernel, programs, args, constants)
+        _run(kernel, programs, args, constants, warps, stages)
+
+
+def _run(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, warps: int, stages: int) -> None:
+    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _tuned(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any) -> tuple[int, int]:
+    """The fastest of the choices, timed once for each kernel, number of programs and constants. Not while capturing."""
+    key = (kernel, programs, tuple(constants.values()))
+    if key not in _TUNED:
+        if torch.cuda.is_current_stream_capturing():
+            return configs.AUTOTUNE_CHOICES[0]
+        timings = [_milliseconds(_run, kernel, programs, args, constants, *choice) for choice in configs.AUTOTUNE_CHOICES]
+        _TUNED[key] = configs.AUTOTUNE_CHOICES[timings.index(min(timings))]
+    return _TUNED[key]
+
+
+def _milliseconds(function: Callable[..., None], *args: Any) -> float:
+    """Of a call by the device's clock, infinite where the choice does not fit the device."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    try:
+        return float(do_bench(lambda: function(*args), return_mode="median"))
+    except OutOfResources:
+        return float("inf")

@@ -1,0 +1,208 @@
+"""What a launch needs, from tensors and options: sizes, strides, blocks, workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton.structs import GROUPS, Form, Logits, LogitsConstants, Network, NetworkConstants
+from icd_kernels.geometry import base_scales, cell_count, is_folded
+
+LANGUAGE_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many blocks of `size` hold `count`."""
+    return -(-count // size)
+
+
+def firsts(scales: Sequence[int]) -> tuple[int, ...]:
+    """First cell of each scale."""
+    return tuple(accumulate((scale * scale for scale in scales[:-1]), initial=0))
+
+
+def precision(dtype: torch.dtype, *operands: torch.dtype) -> str:
+    """input_precision of products in math of `dtype`, where `operands` came in these dtypes.
+
+    float32 products follow `torch.get_float32_matmul_precision()`. With a half among the operands TF32 keeps more of
+    them than eager PyTorch, which rounds every intermediate to the half.
+    """
+    if dtype == torch.float64 or torch.version.hip is not None:
+        return "ieee"
+    is_half = any(operand in (torch.bfloat16, torch.float16) for operand in operands)
+    return "tf32" if is_half or torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+class NetworkPlan(NamedTuple):
+    """One network's part of a launch: the kernel's arguments without its workspace, and its workspace's sizes."""
+
+    constants: NetworkConstants
+    finest: int
+    group_images: int
+    group_tiles: int
+    pool_tasks: int
+    project_tasks: int
+    pooled_size: int
+    logits_size: int
+
+    def arguments(self, features: Tensor, weight: Tensor, bias: Tensor | None, pooled: Tensor, logits: Tensor) -> Any:
+        """The kernel's view of the network."""
+        return Network(
+            features,
+            weight,
+            bias,
+            pooled,
+            logits,
+            *features.shape[1:],
+            *features.stride(),
+            *weight.stride(),
+            0 if bias is None else bias.stride(0),
+            self.group_images,
+            self.group_tiles,
+            self.pool_tasks,
+            self.project_tasks,
+        )
+
+    def logits(self, logits: Tensor, arrivals: Tensor, batch: int, classes: int) -> Logits:
+        """Its projected logits, as the Gram stage reads them."""
+        image = self.constants.CELLS * classes
+        tiles = ceil_div(classes, self.constants.CLASS_BLOCK) * self.constants.SPLITS * self.group_tiles
+        return Logits(logits, batch * image, image, classes, 1, arrivals, tiles, self.group_images)
+
+    @property
+    def logits_constants(self) -> LogitsConstants:
+        """How every cell's logits follow from the projected ones."""
+        return LogitsConstants(self.constants.SPLITS, self.finest)
+
+
+def plan_network(
+    features: Tensor, weight: Tensor, dtype: torch.dtype, scales: Sequence[int], pyramid: str
+) -> NetworkPlan:
+    """How one network is pooled and projected."""
+    flat = features.shape[3] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
+    products = precision(dtype, features.dtype, weight.dtype)
+    return _plan_network(tuple(features.shape), weight.shape[0], dtype, tuple(scales), pyramid, flat, products)
+
+
+@lru_cache(maxsize=1024)
+def _plan_network(
+    shape: tuple[int, int, int, int],
+    classes: int,
+    dtype: torch.dtype,
+    scales: tuple[int, ...],
+    pyramid: str,
+    flat: bool,
+    products: str,
+) -> NetworkPlan:
+    batch, channels, height, width = shape
+    base = base_scales(scales, pyramid, height, width)
+    cells = cell_count(base)
+    row_block, class_block, depth_block = configs.product_blocks(dtype)
+    group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
+    group_tiles = ceil_div(group_images * cells, row_block)
+    tiles = ceil_div(batch, group_images) * group_tiles * ceil_div(classes, class_block)
+    constants = NetworkConstants(
+        ACC=LANGUAGE_DTYPES[dtype],
+        SCALES=base,
+        FIRSTS=firsts(base),
+        CELLS=cells,
+        FLAT=flat,
+        SPLITS=configs.splits(tiles, channels, depth_block),
+        PRECISION=products,
+        CELL_BLOCK=configs.cell_block(cells),
+        PIXEL_BLOCK=configs.pixel_block(height * width, dtype),
+        CHANNEL_BLOCK=configs.channel_block(channels, dtype),
+        ROW_BLOCK=row_block,
+        CLASS_BLOCK=class_block,
+        DEPTH_BLOCK=depth_block,
+    )
+    pool_blocks = ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
+    return NetworkPlan(
+        constants=constants,
+        finest=max(scales) if is_folded(scales, pyramid, height, width) else 0,
+        group_images=group_images,
+        group_tiles=group_tiles,
+        pool_tasks=batch * pool_blocks,
+        project_tasks=tiles * constants.SPLITS,
+        pooled_size=batch * cells * channels,
+        logits_size=constants.SPLITS * batch * cells * classes,
+    )
+
+
+class GramPlan(NamedTuple):
+    """The Gram stage of a launch."""
+
+    form: Form
+    tasks: int
+    units: int
+    rows_size: int
+    group_images: int
+    group_cells: int
+
+
+@lru_cache(maxsize=1024)
+def plan_gram(
+    batch: int,
+    classes: int,
+    dtype: torch.dtype,
+    scales: tuple[int, ...],
+    scale_weights: tuple[float, ...],
+    gram: str,
+    normalize: str,
+    reduction: str,
+    gradient: bool,
+    finest: int,
+    products: str,
+    student: LogitsConstants,
+    teacher: LogitsConstants,
+) -> GramPlan:
+    """How losses and dl/dz follow from local logits; `finest` is the grid dl/dz is folded onto, 0 for none."""
+    cells = cell_count(scales)
+    units = len(scales) if gram == "spatial" else cells
+    matrices = [1 if gram == "spatial" else scale * scale for scale in scales]
+    pair_block, pair_depth = configs.pair_blocks(batch if gram == "sample" else max(scales) ** 2, dtype)
+    blocks = ceil_div(batch, pair_block)
+    class_rows, class_columns = configs.class_blocks(classes)
+    form = Form(
+        ACC=LANGUAGE_DTYPES[dtype],
+        SCALES=tuple(scales),
+        FIRSTS=firsts(scales),
+        WEIGHTS=tuple(weight / count for weight, count in zip(scale_weights, matrices, strict=True)),
+        CELLS=cells,
+        GRAM=gram,
+        NORMALIZE=normalize,
+        REDUCTION=reduction,
+        GRADIENT=gradient,
+        FINEST=finest,
+        PRECISION=products,
+        STUDENT=student,
+        TEACHER=teacher,
+        UNITS=units,
+        UNIT_BLOCK=configs.power_of_two(units, 1, 1 << 30),
+        VECTOR_BLOCK=configs.vector_block(classes),
+        CLASS_ROWS=class_rows,
+        CLASS_COLUMNS=class_columns,
+        PAIR_BLOCK=pair_block,
+        PAIR_DEPTH=pair_depth,
+    )
+    if gram == "sample":
+        tasks = batch * cells + cells * blocks * (2 if gradient else 1)
+        group_images = pair_block * ceil_div(blocks, GROUPS)
+    else:
+        tasks = batch * units
+        group_images = ceil_div(batch, GROUPS)
+    rows_size = batch * cells * (2 * classes if gram == "class" else 4) if gradient else 0
+    return GramPlan(form, tasks, units, rows_size, group_images, ceil_div(cells, GROUPS))
+
+
+def workspace(like: Tensor, dtype: torch.dtype, *sizes: int) -> tuple[Tensor, ...]:
+    """One allocation in pieces of at least these sizes; each starts at a multiple of 16 elements."""
+    padded = [ceil_div(size, 16) * 16 for size in sizes]
+    return like.new_empty(sum(padded), dtype=dtype).split(padded)

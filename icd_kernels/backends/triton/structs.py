@@ -1,0 +1,196 @@
+"""What kernels are given, in groups: pointers, sizes and strides at run time, and the constants they are compiled for.
+
+Triton passes a NamedTuple of tensors and integers as its fields, and one of constants as a `tl.constexpr`, so that a
+kernel has a dozen arguments rather than seventy. Names in capitals are constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+GROUPS = 256
+"""Counters of one kind: images (or cells) are grouped so that no kind of arrival ever needs more."""
+
+
+class Counters(NamedTuple):
+    """Views of one counter slot (:mod:`.counters`), int32: `p_all` is the whole slot, the others lie within it."""
+
+    p_all: Any
+    """The task ticket, then the count of finished tasks, then the rest of this table."""
+    p_student_pooled: Any
+    p_teacher_pooled: Any
+    p_student_logits: Any
+    p_teacher_logits: Any
+    p_cells: Any
+    p_rows: Any
+    p_images: Any
+
+
+class Network(NamedTuple):
+    """One network's feature map (B, C, H, W), head, and where its pooled features and partial logits go."""
+
+    p_features: Any
+    p_weight: Any
+    p_bias: Any
+    p_pooled: Any
+    """(B, cells, C)"""
+    p_logits: Any
+    """(SPLITS, B, cells, K)"""
+    channels: Any
+    height: Any
+    width: Any
+    stride_image: Any
+    stride_channel: Any
+    stride_row: Any
+    stride_column: Any
+    stride_class: Any
+    stride_depth: Any
+    """Strides of the weight: class, then channel."""
+    stride_bias: Any
+    group_images: Any
+    """Images that are projected together: their base cells are the rows of a matrix product."""
+    group_tiles: Any
+    """Row tiles of such a group."""
+    pool_tasks: Any
+    project_tasks: Any
+
+
+class NetworkConstants(NamedTuple):
+    """What the kernels are compiled for, for one network."""
+
+    ACC: Any
+    """The dtype of the math."""
+    SCALES: Any
+    """The base scales: those pooled and projected (icd_kernels/geometry.py)."""
+    FIRSTS: Any
+    """First cell of each base scale."""
+    CELLS: Any
+    """Base cells altogether."""
+    FLAT: Any
+    """Whether pixel p lies at p * stride_column: true of NCHW, channels-last and token grids."""
+    SPLITS: Any
+    """Parts into which the channels of a projection are split."""
+    PRECISION: Any
+    """input_precision of the products."""
+    CELL_BLOCK: Any
+    PIXEL_BLOCK: Any
+    CHANNEL_BLOCK: Any
+    ROW_BLOCK: Any
+    CLASS_BLOCK: Any
+    DEPTH_BLOCK: Any
+
+
+class Logits(NamedTuple):
+    """Local logits to read: projected in this launch, or a caller's (B, K, N)."""
+
+    p_logits: Any
+    stride_split: Any
+    stride_image: Any
+    stride_cell: Any
+    stride_class: Any
+    p_arrivals: Any
+    """Counters of the projection to wait for, one per group of images; None where the logits are already there."""
+    arrivals: Any
+    group_images: Any
+
+
+class LogitsConstants(NamedTuple):
+    """How the logits of every cell follow from those that are stored."""
+
+    SPLITS: Any
+    FINEST: Any
+    """Side of the only grid that is stored, coarser cells being means over it; 0 where every cell is stored."""
+
+
+class Work(NamedTuple):
+    """Workspace and outputs of the Gram stage. Those of the gradient are None where none is wanted."""
+
+    p_student: Any
+    """(B, N, K) normalised logits; the teacher's below."""
+    p_teacher: Any
+    p_student_raw: Any
+    """(B, N, K) logits before normalisation, where they are an output; None otherwise."""
+    p_teacher_raw: Any
+    p_divisor: Any
+    """(B, N): what the student's logits were divided by."""
+    p_rows: Any
+    """Row normalisers: (B, N, 2, K) for class, (B, N, 4) for spatial and sample."""
+    p_unit_loss: Any
+    """(B, units): the weighted loss of every Gram matrix (of the image's row of it, for sample)."""
+    p_image_loss: Any
+    p_loss: Any
+    p_gradient: Any
+    """(B, N, K): dl/dz."""
+    p_saved: Any
+    """(B, base cells, K): the same folded onto the base cells; unused where all cells are base cells."""
+    p_upstream: Any
+    """(B,): the images' upstream gradients, where dl/dz must mix them (sample, reduction "none"); None otherwise."""
+    stride_upstream: Any
+    group_images: Any
+    """Images that one program sums up and folds."""
+    group_cells: Any
+    """Cells that share an arrival counter (sample)."""
+
+
+class Form(NamedTuple):
+    """The options of the loss and the blocks of its Gram stage: what that stage is compiled for."""
+
+    ACC: Any
+    SCALES: Any
+    FIRSTS: Any
+    WEIGHTS: Any
+    """Weight of one Gram matrix of each scale: the scale's weight over its number of matrices."""
+    CELLS: Any
+    GRAM: Any
+    NORMALIZE: Any
+    REDUCTION: Any
+    GRADIENT: Any
+    """Whether dl/dz is wanted."""
+    FINEST: Any
+    """Side of the grid dl/dz is folded onto; 0 where it is not folded."""
+    PRECISION: Any
+    STUDENT: Any
+    TEACHER: Any
+    """LogitsConstants of both."""
+    UNITS: Any
+    """Losses per image in `p_unit_loss`."""
+    UNIT_BLOCK: Any
+    VECTOR_BLOCK: Any
+    """Classes that one row is read by."""
+    CLASS_ROWS: Any
+    CLASS_COLUMNS: Any
+    PAIR_BLOCK: Any
+    PAIR_DEPTH: Any
+
+
+class Backward(NamedTuple):
+    """dl/dz over the base cells, what it is multiplied with, and the gradients to write (None where not wanted)."""
+
+    p_gradient: Any
+    stride_image: Any
+    stride_cell: Any
+    stride_class: Any
+    p_upstream: Any
+    stride_upstream: Any
+    p_pooled: Any
+    p_weight: Any
+    weight_stride_class: Any
+    weight_stride_depth: Any
+    p_cells: Any
+    """(B, cells, C) workspace: the gradient by the pooled features over the cell's size."""
+    p_features: Any
+    feature_stride_image: Any
+    feature_stride_channel: Any
+    feature_stride_row: Any
+    feature_stride_column: Any
+    p_weight_gradient: Any
+    p_bias_gradient: Any
+    batch: Any
+    classes: Any
+    channels: Any
+    height: Any
+    width: Any
+    group_images: Any
+    group_tiles: Any
+    cell_tasks: Any
+    weight_tasks: Any
