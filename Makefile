@@ -1,4 +1,4 @@
-# Linux, Python 3.10 or newer, a C++17 compiler. `make` alone lists what there is.
+# Linux, Python 3.10 or newer, a C++20 compiler. `make` alone lists what there is.
 # PYTHON picks the interpreter: the one .venv is made from, and for `make gpu` the one that has torch.
 PYTHON ?= python3
 
