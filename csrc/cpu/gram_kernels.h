@@ -40,8 +40,6 @@ constexpr int64_t kClassArrays = 7;
 
 inline int64_t pad(int64_t classes) { return (classes + kLanes - 1) / kLanes * kLanes; }
 
-inline int64_t class_scratch(int64_t classes) { return kClassArrays * pad(classes) + kLanes; }
-
 // The row's exponentials, masked to 0 in the padding, and their sums.
 template <typename T>
 inline void row_exponentials(
@@ -121,33 +119,6 @@ T class_cell(
     for (int64_t k = 0; k < classes; ++k) grad[k] = (row_sums[k] + column_sums[k]) * scale;
   }
   return static_cast<T>(total);
-}
-
-template <typename T>
-inline T* align(T* pointer) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer);
-  return reinterpret_cast<T*>((address + 63) / 64 * 64);
-}
-
-template <typename T>
-void class_gram(
-    const T* student, const T* teacher, int64_t classes, T temperature, const T* row_weights, T* losses, T* grads,
-    T* scratch, int64_t begin, int64_t end) {
-  T* aligned = align(scratch);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* s = student + row * classes;
-    const T* t = teacher + row * classes;
-    T* grad = grads == nullptr ? nullptr : grads + row * classes;
-    const T weight = row_weights[row];
-    if (weight == T(0)) {
-      losses[row] = T(0);
-      if (grad != nullptr) clear(grad, classes);
-    } else if (grad == nullptr) {
-      losses[row] = class_cell<false, T>(s, t, classes, temperature, weight, nullptr, aligned);
-    } else {
-      losses[row] = class_cell<true>(s, t, classes, temperature, weight, grad, aligned);
-    }
-  }
 }
 
 // Σ exp((row - highest)/temperature)

@@ -40,6 +40,9 @@ struct MapKernels {
       const FeatureMap<I>& map, const Scales& scales, const T* grad_pooled, T* scratch, int64_t begin, int64_t end);
 };
 
+// How the class Gram's sums are taken: `automatic` is linear in K wherever that is the faster, and exact elsewhere.
+enum class ClassSum { automatic, exact, linear };
+
 template <typename T>
 struct LogitKernels {
   // Items are images. fine: [B, finest², K], logits: [B, N, K]; a coarse cell is the mean of the fine ones it covers.
@@ -58,6 +61,7 @@ struct LogitKernels {
   // loss and gradient are 0. scratch: class_scratch(K) elements.
   int64_t (*class_scratch)(int64_t classes);
   void (*class_gram)(
+      ClassSum sum,
       const T* student,
       const T* teacher,
       int64_t classes,

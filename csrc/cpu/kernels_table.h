@@ -4,6 +4,7 @@
 // The standard and c10 headers are included by kernels_*.cpp before the pragma. A function of theirs that was compiled
 // for AVX-512 and not inlined could be the copy the linker keeps for the whole program.
 
+#include "../common/chebyshev.h"
 #include "../common/geometry.h"
 #include "../common/row_math.h"
 
@@ -13,13 +14,15 @@ namespace {
 #include "map_kernels.h"
 #include "logit_kernels.h"
 #include "gram_kernels.h"
+#include "linear_class.h"
+#include "class_gram.h"
 
 template <typename I, typename T>
 constexpr MapKernels<I, T> map_kernels = {map_items<I>, map_scratch<I>, pool<I, T>, unpool<I, T>};
 
 template <typename T>
 constexpr LogitKernels<T> logit_kernels = {
-    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch, class_gram<T>, gram_rows<T>};
+    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch<T>, class_gram<T>, gram_rows<T>};
 
 }  // namespace
 }  // namespace icd::cpu::ICD_INSTRUCTION_SET

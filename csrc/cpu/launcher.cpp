@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdlib>
 #include <memory>
 #include <tuple>
 
@@ -223,18 +224,28 @@ void normalize_backward(const Tensor& normalized, const Tensor& statistics, Norm
   });
 }
 
+// The private switch of tests and benchmarks: ICD_KERNELS_CLASS_SUM=exact|linear.
+ClassSum class_sum() {
+  const char* name = std::getenv("ICD_KERNELS_CLASS_SUM");
+  if (name == nullptr) return ClassSum::automatic;
+  return std::string_view(name) == "exact" ? ClassSum::exact
+      : std::string_view(name) == "linear" ? ClassSum::linear
+                                           : ClassSum::automatic;
+}
+
 // Row KLs (B, N) of the class Gram, and the gradient by the normalised student logits.
 void class_gram(
     const Tensor& student, const Tensor& teacher, double temperature, const Tensor& row_weights, Tensor& losses,
     Tensor& grad) {
   const int64_t classes = student.size(2);
+  const ClassSum sum = class_sum();
   dispatch_math(student.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const LogitKernels<T>& kernel = logit_kernels_for<T>();
     at::parallel_for(0, losses.numel(), grain(classes * classes * 16), [&](int64_t begin, int64_t end) {
       const std::unique_ptr<T[]> scratch(new T[kernel.class_scratch(classes)]);
       kernel.class_gram(
-          student.data_ptr<T>(), teacher.data_ptr<T>(), classes, static_cast<T>(temperature),
+          sum, student.data_ptr<T>(), teacher.data_ptr<T>(), classes, static_cast<T>(temperature),
           row_weights.data_ptr<T>(), losses.data_ptr<T>(), grad.defined() ? grad.data_ptr<T>() : nullptr,
           scratch.get(), begin, end);
     });

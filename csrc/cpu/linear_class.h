@@ -1,0 +1,350 @@
+// The class Gram's sums in time linear in K: docs/linear_class_gram.md.
+// Included once for each instruction set, inside its namespace (kernels_table.h).
+//
+// With x = z/temperature and y = z, everything the class form needs is sums over j of f_j exp(x (y_j - top)) at K points
+// x. On one sign of x, top is max(y) or min(y) and such a sum is a polynomial in x to rounding: it is evaluated at p
+// Chebyshev nodes and interpolated. A is the type of the exponentials, T that of the logits; nodes, coefficients and
+// interpolation are float64, because the sums range from 1 to K and a rounding at the large end shows at the small one.
+
+constexpr int64_t kEvaluated = 16;  // points that are evaluated side by side
+
+// Values at the p Chebyshev nodes of the first kind -> coefficients, in place of `values`. work: 3 p
+inline void chebyshev_coefficients(double* values, const double* nodes, int64_t p, double* work) {
+  double *before = work, *now = work + p, *result = work + 2 * p;
+  for (int64_t i = 0; i < p; ++i) {
+    before[i] = nodes[i];  // T_{-1} = T_1
+    now[i] = 1;
+  }
+  for (int64_t n = 0; n < p; ++n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < p; ++i) {
+      sum += values[i] * now[i];
+      const double next = 2 * nodes[i] * now[i] - before[i];
+      before[i] = now[i];
+      now[i] = next;
+    }
+    result[n] = sum * (n == 0 ? 1.0 : 2.0) / static_cast<double>(p);
+  }
+  for (int64_t n = 0; n < p; ++n) values[n] = result[n];
+}
+
+// Nodes on [-1, 1].
+inline void chebyshev_points(double* nodes, int64_t p) {
+  const double step = 3.14159265358979323846 / static_cast<double>(p);
+  for (int64_t i = 0; i < p; ++i) nodes[i] = std::cos((static_cast<double>(i) + 0.5) * step);
+}
+
+// An interval of points and the map to [-1, 1].
+struct Interval {
+  double middle, half;
+
+  double at(double node) const { return middle + half * node; }
+};
+
+// out[f · out_stride + k] = the f-th polynomial at points[k]; coefficients: [kFunctions, p].
+template <int kFunctions, typename A>
+inline void evaluate(
+    const double* coefficients, int64_t p, const Interval& interval, const A* points, int64_t count, double* out,
+    int64_t out_stride) {
+  const double inverse_half = 1 / interval.half;
+  for (int64_t first = 0; first < count; first += kEvaluated) {
+    const int64_t block = count - first < kEvaluated ? count - first : kEvaluated;
+    double u[kEvaluated], before[kEvaluated], now[kEvaluated], sums[kFunctions][kEvaluated] = {};
+    for (int64_t k = 0; k < kEvaluated; ++k) {
+      const double point = static_cast<double>(points[first + (k < block ? k : 0)]);
+      u[k] = (point - interval.middle) * inverse_half;
+      before[k] = u[k];
+      now[k] = 1;
+    }
+    for (int64_t n = 0; n < p; ++n) {
+#pragma omp simd
+      for (int64_t k = 0; k < kEvaluated; ++k) {
+        for (int f = 0; f < kFunctions; ++f) sums[f][k] += coefficients[f * p + n] * now[k];
+        const double next = 2 * u[k] * now[k] - before[k];
+        before[k] = now[k];
+        now[k] = next;
+      }
+    }
+    for (int f = 0; f < kFunctions; ++f) {
+      for (int64_t k = 0; k < block; ++k) out[f * out_stride + first + k] = sums[f][k];
+    }
+  }
+}
+
+// Partial sums of this many terms are kept in A, then added up in float64.
+constexpr int64_t kFlush = 1024;
+
+// Sums over j of e_j, e_j (y_j - top) and e_j other_j, e_j = exp(x (y_j - top)) <= 1.
+template <typename A>
+inline void row_sums_at(const A* y, const A* other, int64_t count, A x, A top, double sums[3]) {
+  sums[0] = sums[1] = sums[2] = 0;
+  for (int64_t first = 0; first < count; first += kFlush) {
+    const int64_t last = count - first < kFlush ? count : first + kFlush;
+    A one = 0, shifted = 0, others = 0;
+#pragma omp simd reduction(+ : one, shifted, others)
+    for (int64_t j = first; j < last; ++j) {
+      const A below = y[j] - top;
+      const A e = exp_nonpositive(x * below);
+      one += e;
+      shifted += e * below;
+      others += e * other[j];
+    }
+    sums[0] += static_cast<double>(one);
+    sums[1] += static_cast<double>(shifted);
+    sums[2] += static_cast<double>(others);
+  }
+}
+
+// Σ_k w_k exp(x_k (y - top) - log_sum_k): what column j = the class with logit y collects; every exponential is a
+// probability, so none overflows, where exp(x_k y) and exp(-L_k) alone would.
+template <typename A>
+inline double column_sum_at(const A* x, const A* log_sum, const A* w, int64_t count, A below) {
+  double total = 0;
+  for (int64_t first = 0; first < count; first += kFlush) {
+    const int64_t last = count - first < kFlush ? count : first + kFlush;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = first; k < last; ++k) sum += w[k] * exp_nonpositive(x[k] * below - log_sum[k]);
+    total += static_cast<double>(sum);
+  }
+  return total;
+}
+
+// One network's logits of one cell, its points x grouped by sign: first those >= 0, then the others.
+template <typename A>
+struct SignedPoints {
+  A* y;            // [K], in class order
+  A* x;            // [K], grouped
+  int64_t* order;  // [K], the class of a grouped point
+  int64_t count[2];
+  A top[2];  // the y of each side's largest row entry
+  Interval interval[2];
+  int64_t nodes[2];  // 0: the side's points are summed one by one
+  double low, high;  // of y
+  int64_t column_nodes;
+
+  template <typename T>
+  void load(const T* row, int64_t classes, T temperature) {
+    T least, most;
+    extremes(row, classes, least, most);
+    low = static_cast<double>(least);
+    high = static_cast<double>(most);
+    top[0] = static_cast<A>(most);
+    top[1] = static_cast<A>(least);
+    count[0] = count[1] = 0;
+    for (int64_t k = 0; k < classes; ++k) count[row[k] < T(0)] += 1;
+    int64_t next[2] = {0, count[0]};
+    const A inverse_temperature = A(1) / static_cast<A>(temperature);
+    for (int64_t k = 0; k < classes; ++k) {
+      const int64_t place = next[row[k] < T(0)]++;
+      y[k] = static_cast<A>(row[k]);
+      x[place] = y[k] * inverse_temperature;
+      order[place] = k;
+    }
+  }
+
+  // Chooses the nodes of both sides and of the columns; false where a span is too wide or not a number.
+  bool plan(int64_t classes, double error) {
+    double widest = 0;
+    for (int side = 0; side < 2; ++side) {
+      const A* points = x + (side == 0 ? 0 : count[0]);
+      nodes[side] = 0;
+      if (count[side] == 0) continue;
+      A least, most;
+      extremes(points, count[side], least, most);
+      const double first = static_cast<double>(least), last = static_cast<double>(most);
+      interval[side] = {(first + last) / 2, (last - first) / 2};
+      widest = std::fmax(widest, std::fmax(std::fabs(first), std::fabs(last)));
+      const int64_t needed = chebyshev_nodes((last - first) * (high - low), error);
+      if (needed == 0) return false;
+      nodes[side] = needed < count[side] && last > first ? needed : 0;
+    }
+    column_nodes = chebyshev_nodes(widest * (high - low), error);
+    return column_nodes != 0 && column_nodes < classes && high > low;
+  }
+
+  // How many passes over K points the plan takes.
+  int64_t passes() const {
+    int64_t total = column_nodes;
+    for (int side = 0; side < 2; ++side) total += nodes[side] == 0 ? count[side] : nodes[side];
+    return total;
+  }
+};
+
+// Scratch of one cell, handed out piece by piece, every piece on a cache line.
+struct Arena {
+  char* next;
+
+  template <typename Item>
+  Item* take(int64_t count) {
+    Item* piece = reinterpret_cast<Item*>(next);
+    next += (count * static_cast<int64_t>(sizeof(Item)) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+// Bytes of scratch: the largest need, with exponentials in float64.
+inline int64_t linear_scratch_bytes(int64_t classes) { return (26 * classes + 8 * kMostNodes + 512) * 8; }
+
+template <typename A>
+struct LinearCell {
+  SignedPoints<A> student, teacher;
+  double* row_sums;  // [3, K] of one network, grouped
+  double* nodes;     // [p]
+  double* values;    // [3, p]
+  double* work;      // [3 p]
+
+  LinearCell(Arena& arena, int64_t classes) {
+    for (SignedPoints<A>* network : {&student, &teacher}) {
+      network->y = arena.take<A>(classes);
+      network->x = arena.take<A>(classes);
+      network->order = arena.take<int64_t>(classes);
+    }
+    row_sums = arena.take<double>(3 * classes);
+    nodes = arena.take<double>(kMostNodes);
+    values = arena.take<double>(3 * kMostNodes);
+    work = arena.take<double>(3 * kMostNodes);
+  }
+
+  // row_sums of one network at all its points, grouped; `other` is in class order.
+  void sum_rows(const SignedPoints<A>& network, const A* other, int64_t classes) {
+    int64_t first = 0;
+    for (int side = 0; side < 2; ++side) {
+      const int64_t count = network.count[side], p = network.nodes[side];
+      const A* points = network.x + first;
+      double sums[3];
+      if (p == 0) {
+        for (int64_t k = 0; k < count; ++k) {
+          row_sums_at(network.y, other, classes, points[k], network.top[side], sums);
+          for (int f = 0; f < 3; ++f) row_sums[f * classes + first + k] = sums[f];
+        }
+      } else {
+        chebyshev_points(nodes, p);
+        for (int64_t i = 0; i < p; ++i) {
+          const A x = static_cast<A>(network.interval[side].at(nodes[i]));
+          row_sums_at(network.y, other, classes, x, network.top[side], sums);
+          for (int f = 0; f < 3; ++f) values[f * p + i] = sums[f];
+        }
+        for (int f = 0; f < 3; ++f) chebyshev_coefficients(values + f * p, nodes, p, work);
+        evaluate<3>(values, p, network.interval[side], points, count, row_sums + first, classes);
+      }
+      first += count;
+    }
+  }
+
+  // out[j] = Σ_k w_k softmax(row k)_j of one network, in class order; log_sums and w are grouped.
+  void sum_columns(const SignedPoints<A>& network, const A* log_sums, const A* w, int64_t classes, double* out) {
+    const int64_t p = network.column_nodes, positive = network.count[0];
+    const Interval interval = {(network.low + network.high) / 2, (network.high - network.low) / 2};
+    chebyshev_points(nodes, p);
+    for (int64_t i = 0; i < p; ++i) {
+      const double y = interval.at(nodes[i]);
+      const A below = static_cast<A>(y - static_cast<double>(network.top[0]));
+      const A above = static_cast<A>(y - static_cast<double>(network.top[1]));
+      values[i] = column_sum_at(network.x, log_sums, w, positive, below) +
+          column_sum_at(network.x + positive, log_sums + positive, w + positive, network.count[1], above);
+    }
+    chebyshev_coefficients(values, nodes, p, work);
+    evaluate<1>(values, p, interval, network.y, classes, out, classes);
+  }
+};
+
+// What a row of one network's Gram is known by, in class order.
+struct RowMoments {
+  double* log_sum;    // log Σ exp(x (y_j - top))
+  double* own_mean;   // Σ p_j (y_j - top)
+  double* other_mean; // Σ p_j other_j
+
+  RowMoments(Arena& arena, int64_t classes)
+      : log_sum(arena.take<double>(classes)),
+        own_mean(arena.take<double>(classes)),
+        other_mean(arena.take<double>(classes)) {}
+};
+
+template <typename A>
+inline void moments_of(
+    LinearCell<A>& cell, const SignedPoints<A>& network, const A* other, int64_t classes, const RowMoments& moments,
+    A* grouped_log_sums) {
+  cell.sum_rows(network, other, classes);
+  for (int64_t place = 0; place < classes; ++place) {
+    const int64_t k = network.order[place];
+    const double sum = cell.row_sums[place];
+    moments.log_sum[k] = std::log(sum);
+    moments.own_mean[k] = cell.row_sums[classes + place] / sum;
+    moments.other_mean[k] = cell.row_sums[2 * classes + place] / sum;
+    grouped_log_sums[place] = static_cast<A>(moments.log_sum[k]);
+  }
+}
+
+// The KL of all rows and, with kGradient, the gradient, by interpolation. `cell` is loaded and planned.
+template <bool kGradient, typename A, typename T>
+double linear_cell(LinearCell<A>& cell, Arena arena, int64_t classes, T temperature, T weight, T* grad) {
+  const SignedPoints<A>&student = cell.student, &teacher = cell.teacher;
+  const RowMoments q(arena, classes), p(arena, classes);
+  A* student_log_sums = arena.take<A>(classes);
+  A* teacher_log_sums = arena.take<A>(classes);
+  moments_of(cell, student, student.y, classes, q, student_log_sums);
+  moments_of(cell, teacher, student.y, classes, p, teacher_log_sums);
+
+  // KL of row k = Σ p (log p - log q) = x_t <y_t - top_t> - x_s <y_s - top_s> - log S_t + log S_s, means over p.
+  double total = 0;
+  const double inverse_temperature = 1 / static_cast<double>(temperature);
+  for (int64_t k = 0; k < classes; ++k) {
+    const double s = static_cast<double>(student.y[k]), t = static_cast<double>(teacher.y[k]);
+    const double student_top = static_cast<double>(student.top[s < 0]);
+    const double mean = t * p.own_mean[k] - s * (p.other_mean[k] - student_top);
+    total += mean * inverse_temperature + (q.log_sum[k] - p.log_sum[k]);
+  }
+  if (kGradient) {
+    double* student_columns = arena.take<double>(classes);
+    double* teacher_columns = arena.take<double>(classes);
+    A* w = arena.take<A>(classes);
+    for (int64_t place = 0; place < classes; ++place) w[place] = student.y[student.order[place]];
+    cell.sum_columns(student, student_log_sums, w, classes, student_columns);
+    for (int64_t place = 0; place < classes; ++place) w[place] = student.y[teacher.order[place]];
+    cell.sum_columns(teacher, teacher_log_sums, w, classes, teacher_columns);
+    const double scale = static_cast<double>(weight) * inverse_temperature;
+    for (int64_t k = 0; k < classes; ++k) {
+      const double row = q.other_mean[k] - p.other_mean[k];
+      grad[k] = static_cast<T>((row + (student_columns[k] - teacher_columns[k])) * scale);
+    }
+  }
+  return total;
+}
+
+// Passes of the plan that cost as much as one row of the exact sum, both over K points (measured).
+constexpr double kPassCost = 0.75;
+
+// Loads and plans a cell; false where the exact sum is the better or the only way.
+template <typename A, typename T>
+inline bool plan_linear(
+    LinearCell<A>& cell, const T* student, const T* teacher, int64_t classes, T temperature, bool whatever_it_costs) {
+  cell.student.load(student, classes, temperature);
+  cell.teacher.load(teacher, classes, temperature);
+  const double rounding = sizeof(A) == 4 ? 1e-7 : 1e-15;
+  const double error = rounding / static_cast<double>(classes);
+  if (!cell.student.plan(classes, error) || !cell.teacher.plan(classes, error)) return false;
+  const double passes = static_cast<double>(cell.student.passes() + cell.teacher.passes());
+  return whatever_it_costs || passes * kPassCost < static_cast<double>(classes);
+}
+
+// A mean row KL below this is a difference in which float32 exponentials leave too few digits.
+constexpr double kCloseRows = 1e-3;
+
+// Tries the linear sums for one cell; false where it is left to the exact sum.
+template <bool kGradient, typename A, typename T>
+bool try_linear(
+    const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad, void* scratch, T& loss,
+    bool whatever_it_costs) {
+  Arena arena = {static_cast<char*>(scratch)};
+  LinearCell<A> cell(arena, classes);
+  if (!plan_linear(cell, student, teacher, classes, temperature, whatever_it_costs)) return false;
+  const double total = linear_cell<kGradient>(cell, arena, classes, temperature, weight, grad);
+  if (sizeof(A) == 4 && total < kCloseRows * static_cast<double>(classes)) {
+    return try_linear<kGradient, double>(
+        student, teacher, classes, temperature, weight, grad, scratch, loss, whatever_it_costs);
+  }
+  loss = static_cast<T>(total);
+  return true;
+}
