@@ -210,11 +210,13 @@ def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
     """Strides of a dense tensor with `tensor`'s order of dimensions: channels-last stays channels-last."""
     if tensor.is_contiguous():
         return tensor.stride()
-    order = sorted(range(tensor.ndim), key=lambda dim: (tensor.stride(dim), -dim))
-    dense, step = [1] * tensor.ndim, 1
-    for dim in order:
-        dense[dim] = step
-        step = step * tensor.shape[dim]
+    stride, dense = tensor.stride(), []
+    for dim in range(tensor.ndim):
+        step = 1
+        for other in range(tensor.ndim):  # no sort: torch.compile cannot sort symbolic strides
+            if stride[other] < stride[dim] or (stride[other] == stride[dim] and other > dim):
+                step = step * tensor.shape[other]
+        dense.append(step)
     return tuple(dense)
 
 

@@ -93,7 +93,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def _check_temperature(temperature: float) -> float:
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature must be a number, got {type(temperature).__name__}: {temperature!r}")
-    if not math.isfinite(temperature) or temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be finite and above 0, got {temperature!r}")
     return float(temperature)
 
@@ -109,7 +109,7 @@ def _check_scale_weights(weights: Iterable[float] | None, count: int) -> tuple[f
     for weight in checked:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise TypeError(f"scale_weights must hold numbers, got {type(weight).__name__} in {checked!r}")
-        if not math.isfinite(weight) or weight < 0:
+        if not 0 <= weight < math.inf:
             raise ValueError(f"scale_weights must be finite and 0 or more, got {checked!r}")
     if len(checked) != count:
         raise ValueError(

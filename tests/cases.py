@@ -49,6 +49,16 @@ COMPILED = compiled_backends()
 EVERY_BACKEND = [*COMPILED, pytest.param("reference")]
 
 
+FORMS = [
+    pytest.param({}, id="paper"),
+    pytest.param({"gram": "spatial", "pyramid": "nested", "normalize": "l2", "reduction": "sum"}, id="released"),
+    pytest.param({"gram": "sample", "normalize": "zscore", "scales": (3, 1)}, id="sample-overlapping"),
+    pytest.param({"gram": "sample", "reduction": "none"}, id="sample-none"),
+    pytest.param({"reduction": "none", "scale_weights": (0.0, 1.0, 0.5)}, id="class-none"),
+]
+"""Options that between them take every way through a backend, where the whole grid would take too long."""
+
+
 class Tensors(NamedTuple):
     """The six tensors of the loss."""
 
