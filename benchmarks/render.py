@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import HEADER, Figure, rows
+from benchmarks.workloads import LOGIT_SIZE
 
 BEGIN, END = "<!-- cpu-benchmarks: begin -->", "<!-- cpu-benchmarks: end -->"
 
@@ -48,6 +49,7 @@ def _caption(machine: dict[str, Any], figures: Sequence[Figure]) -> str:
         f"Medians of forward + backward (loss and the gradients by the student's features, weight and bias), float32, "
         f"{machine['threads']} threads, all rivals in one run: {cpu} ({machine['cpu_capability']}), "
         f"Python {machine['python_version']}, torch {machine['torch']}, icd_kernels {machine['icd_kernels']}. "
+        f"Maps are random, as after a ReLU; heads give every pixel logits of standard deviation {LOGIT_SIZE:g}. "
         "Memory is the peak of the resident set above the tensors given, gradients included. "
         f"Every rival was first compared with the float64 reference{worst}."
     )
