@@ -45,8 +45,9 @@ def choose(name: str, device_type: str) -> Backend:
     """
     if not isinstance(name, str):
         raise TypeError(f"backend must be a string, got {type(name).__name__}: {name!r}")
+    source = "backend"
     if name == "auto":
-        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        name, source = os.environ.get(ENVIRONMENT_VARIABLE, "auto"), f"environment variable {ENVIRONMENT_VARIABLE}"
     for backend in BACKENDS:
         if name == "auto" and device_type not in backend.only_by_name and backend.can_run(device_type):
             return backend
@@ -54,4 +55,4 @@ def choose(name: str, device_type: str) -> Backend:
             backend.can_run(device_type, raise_error=True)
             return backend
     known = ("auto", *(backend.name for backend in BACKENDS))
-    raise ValueError(f"backend must be one of {known}, got {name!r}")
+    raise ValueError(f"{source} must be one of {known}, got {name!r}")
