@@ -15,7 +15,7 @@ from pathlib import Path
 from setuptools import Command, Extension, setup
 
 ROOT = Path(__file__).resolve().parent
-CPP_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+CPP_SOURCES = ["csrc/bindings.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))]
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 COMPILE_FLAGS = [
     "-O3",

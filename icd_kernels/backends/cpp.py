@@ -16,7 +16,7 @@ def _load_extension() -> str | None:
         import_module("icd_kernels._C")
     except ImportError as error:
         return (
-            f"its compiled extension could not be loaded ({error}). Build it with a C++17 compiler against the "
+            f"its compiled extension could not be loaded ({error}). Build it with a C++20 compiler against the "
             "installed torch: pip install --no-build-isolation --force-reinstall --no-deps . in the source folder"
         )
     register_fakes(OPERATORS)
