@@ -1,0 +1,259 @@
+"""Class form against K: error and time of the exact and the linear sums and of eager PyTorch, with their plots.
+
+`python -m benchmarks.linear_class` writes benchmarks/results/linear_class.json, docs/images/linear_class_*.png and the
+measured section of docs/linear_class_gram.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from torch import Tensor
+
+from benchmarks import memory
+from benchmarks.machine import facts
+from icd_kernels import gram_kl
+from icd_kernels.backends import linear_reference
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks/results/linear_class.json"
+DOCUMENT = ROOT / "docs/linear_class_gram.md"
+CLASSES = (200, 500, 1000, 2000, 5000, 10000, 21841)
+EAGER_MOST_CLASSES = 2000
+BATCH = 2
+LOGIT_SIZE = 3.0
+FORMS = {
+    "eager": ("reference", "automatic"),
+    "exact": ("cpp", "exact"),
+    "linear": ("cpp", "linear"),
+    "auto": ("cpp", "automatic"),
+}
+KINDS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "Gaussian, deviation 3": lambda student, teacher: (3 * student, 3 * teacher),
+    "Gaussian, deviation 6": lambda student, teacher: (6 * student, 6 * teacher),
+    "peaked": lambda student, teacher: (_raised(student), _raised(teacher)),
+    "close, 1e-3 apart": lambda student, teacher: (3 * teacher + 1e-3 * student, 3 * teacher),
+    "l2-normalised": lambda student, teacher: (_unit(student), _unit(teacher)),
+}
+
+
+def _raised(logits: Tensor) -> Tensor:
+    logits = logits.clone()
+    logits[:, 3] += 15
+    return logits
+
+
+def _unit(logits: Tensor) -> Tensor:
+    return logits / logits.norm(dim=1, keepdim=True)
+
+
+def drawn(classes: int, cells: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Standard normal logits (B, K, cells) of both networks."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (BATCH, classes, cells)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+@contextmanager
+def summed(form: str) -> Iterator[None]:
+    os.environ["ICD_KERNELS_CLASS_SUM"] = form
+    try:
+        yield
+    finally:
+        del os.environ["ICD_KERNELS_CLASS_SUM"]
+
+
+def step(student: Tensor, teacher: Tensor, scales: tuple[int, ...], backend: str) -> tuple[Tensor, Tensor]:
+    """Loss and gradient."""
+    leaf = student.detach().requires_grad_()
+    loss = gram_kl(leaf, teacher, scales=scales, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient
+
+
+def errors(classes: int, kind: str) -> dict[str, dict[str, float]]:
+    """Of every form in float32 against float64: of the loss and of the gradient's largest element, relative."""
+    student, teacher = KINDS[kind](*drawn(classes, 1))
+    with summed("exact"):
+        exact = step(student.double(), teacher.double(), (1,), "cpp")
+    found = {}
+    for name, (backend, form) in FORMS.items():
+        if name == "auto" or (name == "eager" and classes > EAGER_MOST_CLASSES):
+            continue
+        with summed(form):
+            loss, gradient = step(student, teacher, (1,), backend)
+        found[name] = {
+            "loss": float((loss - exact[0]).abs() / exact[0].abs()),
+            "gradient": float((gradient - exact[1]).abs().max() / exact[1].abs().max()),
+        }
+    return found
+
+
+def seconds(classes: int, form: str, repeats: int) -> float:
+    """Median time of forward and backward over the 21 regions of the default scales."""
+    student, teacher = (LOGIT_SIZE * part for part in drawn(classes, 21))
+    backend, form_name = FORMS[form]
+    times = []
+    with summed(form_name):
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            step(student, teacher, (1, 2, 4), backend)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def exponent(points: dict[int, float]) -> float:
+    """The slope of log time over log K, by least squares."""
+    x, y = [math.log(k) for k in points], [math.log(t) for t in points.values()]
+    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return slope / sum((a - mean_x) ** 2 for a in x)
+
+
+def measure(threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    times: dict[str, dict[int, float]] = {}
+    for form in ("eager", "exact", "auto"):
+        for classes in CLASSES:
+            if form == "eager" and classes > EAGER_MOST_CLASSES:
+                continue
+            repeats = 1 if form == "exact" and classes > 5000 else 5
+            times.setdefault(form, {})[classes] = seconds(classes, form, repeats)
+            print(f"K {classes:6d} {form:6s} {times[form][classes] * 1e3:10.2f} ms", flush=True)
+    found = {kind: {classes: errors(classes, kind) for classes in CLASSES if classes <= 5000} for kind in KINDS}
+    return {
+        "machine": facts(threads),
+        "batch": BATCH,
+        "cells": 21,
+        "logit_size": LOGIT_SIZE,
+        "seconds": times,
+        "exponents": {form: exponent(points) for form, points in times.items()},
+        "errors": found,
+        "nodes": {
+            str(error): {
+                str(span): linear_reference.chebyshev_nodes(span, error)
+                for span in (1, 3, 10, 25, 50, 100, 200, 400, 800)
+            }
+            for error in (1e-8, 1e-10, 1e-12)
+        },
+    }
+
+
+def plot_cost(result: dict[str, Any], path: Path) -> None:
+    labels = {"eager": "eager PyTorch", "exact": "cpp, exact sum", "auto": "cpp, as shipped (linear)"}
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    for form, points in result["seconds"].items():
+        slope = result["exponents"][form]
+        axes.loglog(list(map(int, points)), list(points.values()), "o-", label=f"{labels[form]}: K^{slope:.2f}")
+    axes.set_xlabel("classes K")
+    axes.set_ylabel("seconds, forward + backward")
+    axes.set_title(
+        f"Class form, {result['batch']} images x {result['cells']} cells, {result['machine']['threads']} threads"
+    )
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_errors(result: dict[str, Any], path: Path) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    styles = {"eager": "s:", "exact": "^--", "linear": "o-"}
+    for axes, what in zip(panels, ("loss", "gradient"), strict=True):
+        for color, (kind, by_classes) in enumerate(result["errors"].items()):
+            for form, style in styles.items():
+                points = {int(k): forms[form][what] for k, forms in by_classes.items() if form in forms}
+                label = kind if form == "linear" else None
+                axes.loglog(
+                    list(points), [max(v, 1e-10) for v in points.values()], style, color=f"C{color}", label=label
+                )
+        axes.set_xlabel("classes K")
+        axes.set_title(f"{what}, float32 input")
+        axes.grid(True, alpha=0.3)
+    panels[0].set_ylabel("relative error against float64")
+    panels[0].legend(title="solid: linear, dashed: exact, dotted: eager", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def section(result: dict[str, Any]) -> str:
+    machine, times = result["machine"], result["seconds"]
+    lines = [
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {result['batch']} images x "
+        f"{result['cells']} cells, Gaussian logits of standard deviation {result['logit_size']:g}, τ = 4, float32, "
+        "forward + backward:",
+        "",
+        "| K | eager PyTorch | `cpp`, exact sum | `cpp` as shipped | exact / shipped | eager / shipped |",
+        "|---|---|---|---|---|---|",
+    ]
+    for classes, ours in times["auto"].items():
+        eager, exact = times["eager"].get(classes), times["exact"][classes]
+        lines.append(
+            f"| {int(classes):,} | {_ms(eager)} | {_ms(exact)} | {_ms(ours)} | {exact / ours:.1f} | "
+            f"{f'{eager / ours:.0f}' if eager else ''} |"
+        )
+    slopes = ", ".join(f"{form} {slope:.2f}" for form, slope in result["exponents"].items())
+    lines += [
+        "",
+        f"Fitted exponents of time in K: {slopes}. Eager stops at K = {EAGER_MOST_CLASSES:,} here; at 21,841 it needs "
+        f"{memory.EAGER_CLASS_TENSORS * 4 * result['batch'] * result['cells'] * 21841**2 / 1e9:,.0f} GB.",
+        "",
+        "![time against K](images/linear_class_cost.png)",
+        "",
+        "![error against K](images/linear_class_error.png)",
+        "",
+        "Nodes by (1):",
+        "",
+        "| R | " + " | ".join(next(iter(result["nodes"].values()))) + " |",
+        "|---" * (1 + len(next(iter(result["nodes"].values())))) + "|",
+    ]
+    lines += [
+        f"| ε = {error} | " + " | ".join(map(str, spans.values())) + " |" for error, spans in result["nodes"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value * 1e3:,.3g} ms" if value < 1 else f"{value:,.3g} s"
+
+
+def write_section(text: str) -> None:
+    begin, end = "<!-- linear-class: begin -->", "<!-- linear-class: end -->"
+    before, rest = DOCUMENT.read_text().split(begin)
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--render", action="store_true", help="only redraw plots and section from the result file")
+    arguments = parser.parse_args()
+    if not arguments.render:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(measure(arguments.threads), indent=1))
+    result = json.loads(RESULT.read_text())
+    images = ROOT / "docs/images"
+    images.mkdir(exist_ok=True)
+    plot_cost(result, images / "linear_class_cost.png")
+    plot_errors(result, images / "linear_class_error.png")
+    write_section(section(result))
+
+
+if __name__ == "__main__":
+    main()
