@@ -9,9 +9,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.machine import facts
 from benchmarks.settings import Settings
 from benchmarks.table import HEADER, Figure, rows
-from icd_kernels import __version__, available_backends
 
 FIGURES = pytest.StashKey[list[Figure]]()
 
@@ -41,17 +41,9 @@ def _kept_figure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> It
         pytestconfig.stash.setdefault(FIGURES, []).append(figure)
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Adds what decides the figures; drops the machine's name and the processor's list of flags."""
-    machine_info.pop("node", None)
-    machine_info.get("cpu", {}).pop("flags", None)
-    machine_info.update(
-        torch=torch.__version__,
-        icd_kernels=__version__,
-        backends=available_backends(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        threads=config.getoption("--threads"),
-    )
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    """What decides the figures, in place of the plugin's own facts, which name the machine."""
+    return facts(config.getoption("--threads"))
 
 
 @pytest.hookimpl(trylast=True)

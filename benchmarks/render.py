@@ -42,13 +42,12 @@ def _markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def _caption(machine: dict[str, Any], figures: Sequence[Figure]) -> str:
-    cpu = machine.get("cpu", {}).get("brand_raw", machine["processor"])
     errors = [max(figure.facts["errors"].values()) for figure in figures if figure.facts["rival"] == "cpp"]
     worst = f"; the worst error of `cpp` is {max(errors):.0e} of the largest element" if errors else ""
     return (
         f"Medians of forward + backward (loss and the gradients by the student's features, weight and bias), float32, "
-        f"{machine['threads']} threads, all rivals in one run: {cpu} ({machine['cpu_capability']}), "
-        f"Python {machine['python_version']}, torch {machine['torch']}, icd_kernels {machine['icd_kernels']}. "
+        f"{machine['threads']} threads, all rivals in one run: {machine['cpu']} ({machine['cpu_capability']}), "
+        f"Python {machine['python']}, torch {machine['torch']}, icd_kernels {machine['icd_kernels']}. "
         f"Maps are random, as after a ReLU; heads give every pixel logits of standard deviation {LOGIT_SIZE:g}. "
         "Memory is the peak of the resident set above the tensors given, gradients included. "
         f"Every rival was first compared with the float64 reference{worst}."
