@@ -20,6 +20,7 @@ HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("
 COMPILE_FLAGS = [
     "-O3",
     "-std=c++20",
+    "-g0",  # Python's own flags ask for debug symbols, which are nine tenths of the wheel
     "-fvisibility=hidden",
     "-fno-math-errno",  # together these two let loops of row math vectorise; NaN and inf keep their meaning
     "-fno-trapping-math",
