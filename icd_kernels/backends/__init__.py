@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from icd_kernels.backends import reference
 from icd_kernels.backends.base import Backend, BackendUnavailableError
 from icd_kernels.backends.cpp import CPP
@@ -29,8 +31,9 @@ __all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "Backend", "BackendUnavailableErr
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the backends usable here, best first."""
-    return tuple(backend.name for backend in BACKENDS if backend.missing is None)
+    """Names of the backends usable on this machine, best first: installed, and with a device to run on."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return tuple(backend.name for backend in BACKENDS if any(map(backend.can_run, devices)))
 
 
 def choose(name: str, device_type: str) -> Backend:
