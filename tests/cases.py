@@ -199,6 +199,7 @@ class Limits:
     channels: int = 20
     side: int = 15
     classes: int = 40
+    fewest_classes: int = 2
     scale: int = 5
     scales: int = 4
 
@@ -243,7 +244,7 @@ def case_strategy(limits: Limits | None = None) -> st.SearchStrategy[Case]:
     return st.builds(
         Case,
         batch=st.integers(1, limits.batch),
-        classes=st.integers(2, limits.classes),
+        classes=st.integers(limits.fewest_classes, limits.classes),
         student=network_strategy(limits),
         teacher=network_strategy(limits),
         options=options_strategy(limits),

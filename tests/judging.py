@@ -3,7 +3,9 @@
 Eager PyTorch is the reference run in the inputs' own dtypes. Rounding depends on the order of sums, which a backend may
 choose, so eager's error is the largest over a few orders: the same loss with classes, channels and pixels in another
 order, which change nothing in exact arithmetic. To that a small tolerance is added: `TOLERANCE` roundings of the math's
-dtype of the result's terms before they cancel (:mod:`rounding`), and one rounding to a gradient's own dtype.
+dtype of the result's terms before they cancel (:mod:`rounding`), and one rounding to a gradient's own dtype. float64
+gets more of them, 1e-12: there the reference is no more exact than what it judges, and class form linear in the classes
+is worked to that.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from icd_kernels import gram_kl, region_logits
 
-TOLERANCE = 4.0
+TOLERANCE = {torch.float32: 4.0, torch.float64: 4096.0}
 ORDERS = 2
 
 Inputs = tuple[Any, ...]
@@ -116,18 +118,18 @@ def assert_no_worse_than_eager(problem: Problem, backend: str, *, threads: int =
     with torch_threads(threads):
         got = outcome(problem, backend)
     assert got.keys() == exact.keys()
-    eps = torch.finfo(eager[0]["result"].dtype).eps
+    math_dtype = eager[0]["result"].dtype
+    eps = torch.finfo(math_dtype).eps
     for name, value in got.items():
         assert value.dtype == eager[0][name].dtype, f"{name}: {value.dtype}, expected {eager[0][name].dtype}"
         assert value.shape == exact[name].shape, f"{name}: {tuple(value.shape)}, expected {tuple(exact[name].shape)}"
-        tolerance = TOLERANCE * eps * _largest(terms[name]) + _own_rounding(value.dtype, eps) * _largest(exact[name])
-        assert math.isfinite(tolerance), f"{name}: nothing to judge by"
         assert not value[~exact[name].isfinite()].isfinite().any(), f"{name}: finite where the exact one is not"
-        eager_error = max(_error(other[name], exact[name]) for other in eager)
-        error = _error(value, exact[name])
+        largest = _largest(exact[name])
+        tolerance = TOLERANCE[math_dtype] * eps * _largest(terms[name]) + _own_rounding(value.dtype, eps) * largest
+        assert math.isfinite(tolerance), f"{name}: nothing to judge by"
+        error, eager_error = _error(value, exact[name]), max(_error(other[name], exact[name]) for other in eager)
         assert error <= eager_error + tolerance, (
-            f"{name}: error {error:.3g}, eager's {eager_error:.3g} and tolerance {tolerance:.3g}, "
-            f"largest element {_largest(exact[name]):.3g}"
+            f"{name}: error {error:.3g}, eager's {eager_error:.3g}, tolerance {tolerance:.3g}, largest {largest:.3g}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cases import CASES_RUN, COMPILED, Case, case_strategy
+from cases import CASES_RUN, COMPILED, Case, Limits, case_strategy
 from hypothesis import given
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
 
@@ -28,6 +28,13 @@ def test_region_logits(backend: str, case: Case) -> None:
 @given(case=case_strategy())
 def test_gram_kl(backend: str, case: Case) -> None:
     judge("gram_kl", gram_kl_problem, case, backend)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@given(case=case_strategy(Limits(batch=2, channels=4, side=5, classes=300, fewest_classes=90, scale=2, scales=2)))
+def test_icd_loss_of_many_classes(backend: str, case: Case) -> None:
+    """Enough of them for the class form's other sum, and for vectors of every length to run out."""
+    judge("icd_loss of many classes", icd_loss_problem, case, backend)
 
 
 def judge(name: str, problem: Callable[[Case], Problem], case: Case, backend: str) -> None:
