@@ -9,7 +9,7 @@ from torch import Tensor
 
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
-from icd_kernels.backends.triton.cells import cell_windows, covers, pixel_offsets
+from icd_kernels.backends.triton.cells import cell_windows, covers, pixel_offsets, store
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
 from icd_kernels.backends.triton.gram_stage import fold_gradient
 from icd_kernels.backends.triton.launch import launch
@@ -91,10 +91,10 @@ def _weight_task(task, job, CONSTANTS: tl.constexpr):
     if job.p_weight_gradient is not None:
         o_out = o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
         m_out = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
-        tl.store(job.p_weight_gradient + o_out, total, mask=m_out)
+        store(job.p_weight_gradient + o_out, total, m_out)
     if job.p_bias_gradient is not None:
         stop = tl.where(task < class_blocks, job.classes, 0)
-        tl.store(job.p_bias_gradient + o_classes, tl.sum(bias, axis=1), mask=o_classes < stop)
+        store(job.p_bias_gradient + o_classes, tl.sum(bias, axis=1), o_classes < stop)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def _scatter_task(task, job, counters, CONSTANTS: tl.constexpr):
         o_pixels = start + tl.arange(0, CONSTANTS.PIXEL_BLOCK)
         total = _collect(p_cells, m_channels, o_pixels, job, CONSTANTS)  # [PIXELS, CHANNELS]
         o_map = pixel_offsets(o_pixels, job.width, job.feature_stride_row, job.feature_stride_column, CONSTANTS.FLAT)
-        tl.store(p_map + o_map[:, None], total, mask=(o_pixels < pixels)[:, None] & m_channels)
+        store(p_map + o_map[:, None], total, (o_pixels < pixels)[:, None] & m_channels)
 
 
 @triton.jit
@@ -211,7 +211,7 @@ def region_logits_backward(
     if is_folded(scales, pyramid, height, width) and batch > 0:
         finest = max(scales)
         folded = gradient.new_empty((batch, finest * finest, gradient.shape[2]))
-        rows, depth = configs.pair_blocks(finest * finest, gradient.dtype)
+        rows, depth = configs.pair_blocks(finest * finest)
         launch(
             fold_kernel, batch, gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2],
             ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=tuple(scales), FIRSTS=firsts(scales), FINEST=finest,
@@ -300,15 +300,17 @@ def _plan(
     batch, channels, height, width = size
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
-    row_block, class_block, depth_block = configs.product_blocks(math_dtype)
+    products = precision(math_dtype, feature_dtype, weight_dtype)
+    row_block, class_block, depth_block = configs.product_blocks(math_dtype, products)
     constants = NetworkConstants(
         ACC=LANGUAGE_DTYPES[math_dtype],
+        POOL=LANGUAGE_DTYPES[math_dtype],
         SCALES=base,
         FIRSTS=firsts(base),
         CELLS=cells,
         FLAT=width == 1 or height == 1 or stride[2] == width * stride[3],
         SPLITS=1,
-        PRECISION=precision(math_dtype, feature_dtype, weight_dtype),
+        PRECISION=products,
         CELL_BLOCK=configs.cell_block(cells),
         PIXEL_BLOCK=configs.pixel_block(height * width, math_dtype),
         CHANNEL_BLOCK=configs.channel_block(channels, math_dtype),

@@ -45,8 +45,19 @@ def covers(top, bottom, left, right, row, column):
 def pixel_offsets(o_pixels, width, stride_row, stride_column, FLAT: tl.constexpr):
     """Where pixels lie within a channel."""
     if FLAT:
-        return o_pixels.to(tl.int64) * stride_column
-    return (o_pixels // width).to(tl.int64) * stride_row + (o_pixels % width).to(tl.int64) * stride_column
+        o_map = o_pixels.to(tl.int64) * stride_column
+    else:
+        o_map = (o_pixels // width).to(tl.int64) * stride_row + (o_pixels % width).to(tl.int64) * stride_column
+    return o_map
+
+
+@triton.jit
+def store(p_out, value, mask):
+    """Stores in the dtype of `p_out`; to a half by way of float32, which every target and the interpreter can round."""
+    if p_out.dtype.element_ty.primitive_bitwidth < 32:
+        tl.store(p_out, value.to(tl.float32), mask=mask)
+    else:
+        tl.store(p_out, value, mask=mask)
 
 
 @triton.jit

@@ -1,10 +1,11 @@
 """Block sizes by shape: every configuration the kernels are compiled in without being asked to tune.
 
-All tiles are powers of two, as Triton wants them. They are sized so that four programs of four warps fit on one
-multiprocessor without spilling (tests/triton/aot_table.py prints registers, shared memory and spills of each).
+All tiles are powers of two, as Triton wants them. They are sized so that programs of four warps spill no registers and two
+or more fit on one multiprocessor (tests/ahead_of_time/table.py prints registers, shared memory and spills of each).
 
 - Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time: 16 KB of float32, a few in flight per program.
-- Projection is a plain tiled product; float64 has half the tile. Where tiles are too few to occupy the chip, the
+- Projection is a plain tiled product. TF32 and halves go through tensor cores; exact float32 holds its operands in
+  registers and has half the tile, float64 half of that. Where tiles are too few to occupy the chip, the
   channels are split so that about SPREAD programs work on it, in at most MAX_SPLITS parts.
 - class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers.
 - spatial, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
@@ -17,19 +18,26 @@ import os
 import torch
 
 WARPS = 4
-STAGES = 3
+STAGES = int(os.environ.get("XS", 2))
+MAXNREG = int(os.environ.get("XM", 0))
 SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
 
 AUTOTUNE_VARIABLE = "ICD_KERNELS_AUTOTUNE"
-AUTOTUNE_CHOICES = ((4, 3), (4, 2), (4, 4), (8, 3), (8, 2))
+AUTOTUNE_CHOICES = ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3))
 """(warps, stages) that are timed where ICD_KERNELS_AUTOTUNE=1; the first is the default."""
 
 
 def autotunes() -> bool:
     """Whether the user asked for launches to be tuned by timing them."""
     return os.environ.get(AUTOTUNE_VARIABLE) == "1"
+
+
+def compile_options(warps: int, stages: int, is_nvidia: bool) -> dict[str, int | bool]:
+    """Triton's options. Left to itself, ptxas spills a few registers to let more programs share a multiprocessor."""
+    options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return {**options, "maxnreg": MAXNREG} if is_nvidia and MAXNREG else options
 
 
 def power_of_two(count: int, low: int, high: int) -> int:
@@ -52,9 +60,11 @@ def channel_block(channels: int, dtype: torch.dtype) -> int:
     return power_of_two(channels, 16, 32 if dtype == torch.float64 else 64)
 
 
-def product_blocks(dtype: torch.dtype) -> tuple[int, int, int]:
+def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     """Rows, columns and depth of a tile of a matrix product."""
-    return (32, 32, 16) if dtype == torch.float64 else (64, 64, 32)
+    if dtype == torch.float64:
+        return 32, 32, 16
+    return (32, 64, 16) if precision == "ieee" else (64, 64, 32)
 
 
 def splits(tiles: int, depth: int, depth_block: int) -> int:
@@ -70,11 +80,11 @@ def vector_block(classes: int) -> int:
     return power_of_two(classes, 16, 1024)
 
 
-def class_blocks(classes: int) -> tuple[int, int]:
+def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
     """Rows and columns of a class Gram's exponentials at a time."""
-    return 16, power_of_two(classes, 16, 64)
+    return 16, power_of_two(classes, 16, 32 if dtype == torch.float64 else 64)
 
 
-def pair_blocks(rows: int, dtype: torch.dtype) -> tuple[int, int]:
+def pair_blocks(rows: int) -> tuple[int, int]:
     """Side of a Gram tile between `rows` vectors, and the classes of one step."""
-    return power_of_two(rows, 16, 32), 16 if dtype == torch.float64 else 64
+    return (16, 32) if rows <= 16 else (32, 16)

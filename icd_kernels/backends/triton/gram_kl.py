@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from icd_kernels.backends.triton import counters as counter_slots
+from icd_kernels.backends.triton.cells import store
 from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
 from icd_kernels.backends.triton.launch import launch
-from icd_kernels.backends.triton.plan import plan_gram, precision, workspace
+from icd_kernels.backends.triton.plan import ceil_div, plan_gram, precision, workspace
 from icd_kernels.backends.triton.structs import Logits, LogitsConstants, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
@@ -40,13 +41,14 @@ def gram_kl_kernel(
 
 @triton.jit
 def scale_kernel(p_out, p_gradient, p_upstream, stride_upstream, image_size, BLOCK: tl.constexpr):
-    """Every image's dl/dz times its upstream gradient."""
+    """Every image's dl/dz times its upstream gradient, where one is given."""
     blocks = tl.cdiv(image_size, BLOCK)
     image = tl.program_id(0) // blocks
     o_image = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     b_gradient = tl.load(p_gradient + image.to(tl.int64) * image_size + o_image, mask=o_image < image_size)
-    upstream = tl.load(p_upstream + image.to(tl.int64) * stride_upstream).to(b_gradient.dtype)
-    tl.store(p_out + image.to(tl.int64) * image_size + o_image, b_gradient * upstream, mask=o_image < image_size)
+    if p_upstream is not None:
+        b_gradient *= tl.load(p_upstream + image.to(tl.int64) * stride_upstream).to(b_gradient.dtype)
+    store(p_out + image.to(tl.int64) * image_size + o_image, b_gradient, o_image < image_size)
 
 
 def gram_kl(
@@ -92,13 +94,21 @@ def gram_kl_backward(
     if batch == 0:
         return gradient.transpose(1, 2)
     if keeps_logits(gram, reduction):
-        backward_of_rows(grad_loss, saved, gradient, 0, scales, scale_weights, normalize, temperature)
-        return gradient.transpose(1, 2)
-    size = cells * classes
-    stride = grad_loss.stride(0) if reduction == "none" else 0
-    programs = batch * -(-size // SCALE_BLOCK)
-    launch(scale_kernel, programs, saved.device, gradient, saved, grad_loss, stride, size, BLOCK=SCALE_BLOCK)
+        exact = gradient if dtype == saved.dtype else saved.new_empty(gradient.shape)
+        backward_of_rows(grad_loss, saved, exact, 0, scales, scale_weights, normalize, temperature)
+        if exact is not gradient:
+            _scale(gradient, exact, None)
+    else:
+        _scale(gradient, saved, grad_loss)
     return gradient.transpose(1, 2)
+
+
+def _scale(gradient: Tensor, saved: Tensor, upstream: Tensor | None) -> None:
+    """Writes `saved` times the images' upstream gradient, if any, in the dtype of `gradient`."""
+    size = saved.shape[1] * saved.shape[2]
+    stride = 0 if upstream is None or upstream.ndim == 0 else upstream.stride(0)
+    programs = saved.shape[0] * ceil_div(size, SCALE_BLOCK)
+    launch(scale_kernel, programs, saved.device, gradient, saved, upstream, stride, size, BLOCK=SCALE_BLOCK)
 
 
 def backward_of_rows(

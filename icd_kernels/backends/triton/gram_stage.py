@@ -315,9 +315,10 @@ def _scale_of_unit(unit, FORM: tl.constexpr):
 @triton.jit
 def _factor(weight, batch, FORM: tl.constexpr):
     """What every gradient of a Gram matrix is multiplied by: its weight, over the batch for the mean."""
+    factor = weight
     if FORM.REDUCTION == "mean":
-        return weight / batch
-    return weight
+        factor = weight / batch
+    return factor
 
 
 @triton.jit

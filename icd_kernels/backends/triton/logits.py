@@ -90,7 +90,14 @@ def _load_cells(
     p_images += o_classes.to(tl.int64)[None, :] * logits.stride_class
     if CONSTANTS.FINEST == 0:
         p_cells = p_images + (first + o_local).to(tl.int64)[:, None] * logits.stride_cell
-        return _sum_splits(p_cells, m_tile, logits.stride_split, CONSTANTS, FORM)
+        b_logits = _sum_splits(p_cells, m_tile, logits.stride_split, CONSTANTS, FORM)
+    else:
+        b_logits = _average(p_images, o_local, scale, m_tile, logits, CONSTANTS, FORM)
+    return b_logits
+
+
+@triton.jit
+def _average(p_images, o_local, scale, m_tile, logits, CONSTANTS: tl.constexpr, FORM: tl.constexpr):
     top = window_start(o_local // scale, scale, CONSTANTS.FINEST)
     bottom = window_stop(o_local // scale, scale, CONSTANTS.FINEST)
     left = window_start(o_local % scale, scale, CONSTANTS.FINEST)

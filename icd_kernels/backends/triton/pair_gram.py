@@ -128,5 +128,8 @@ def _load_rows(p_rows, stride_rows, o_rows, count):
 @triton.jit
 def _load_upstream(p_upstream, stride_upstream, o_rows, count, FORM: tl.constexpr):
     if p_upstream is None:
-        return tl.full((FORM.PAIR_BLOCK,), 1.0, FORM.ACC)
-    return tl.load(p_upstream + o_rows.to(tl.int64) * stride_upstream, mask=o_rows < count, other=0.0).to(FORM.ACC)
+        upstream = tl.full((FORM.PAIR_BLOCK,), 1.0, FORM.ACC)
+    else:
+        p_block = p_upstream + o_rows.to(tl.int64) * stride_upstream
+        upstream = tl.load(p_block, mask=o_rows < count, other=0.0).to(FORM.ACC)
+    return upstream

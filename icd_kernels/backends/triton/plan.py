@@ -12,10 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton.operators import interprets
 from icd_kernels.backends.triton.structs import GROUPS, Form, Logits, LogitsConstants, Network, NetworkConstants
 from icd_kernels.geometry import base_scales, cell_count, is_folded
 
-LANGUAGE_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+LANGUAGE_DTYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 
 def ceil_div(count: int, size: int) -> int:
@@ -26,6 +32,13 @@ def ceil_div(count: int, size: int) -> int:
 def firsts(scales: Sequence[int]) -> tuple[int, ...]:
     """First cell of each scale."""
     return tuple(accumulate((scale * scale for scale in scales[:-1]), initial=0))
+
+
+def pool_dtype(features: torch.dtype, dtype: torch.dtype) -> Any:
+    """The dtype in which features are pooled: their own, unless the math is wider or Triton's interpreter runs it,
+    whose products of bfloat16 multiply bit patterns."""
+    is_exact = dtype == torch.float32 and not interprets()
+    return LANGUAGE_DTYPES[features if is_exact else dtype]
 
 
 def precision(dtype: torch.dtype, *operands: torch.dtype) -> str:
@@ -88,7 +101,8 @@ def plan_network(
     """How one network is pooled and projected."""
     flat = features.shape[3] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
     products = precision(dtype, features.dtype, weight.dtype)
-    return _plan_network(tuple(features.shape), weight.shape[0], dtype, tuple(scales), pyramid, flat, products)
+    pool = pool_dtype(features.dtype, dtype)
+    return _plan_network(tuple(features.shape), weight.shape[0], dtype, pool, tuple(scales), pyramid, flat, products)
 
 
 @lru_cache(maxsize=1024)
@@ -96,6 +110,7 @@ def _plan_network(
     shape: tuple[int, int, int, int],
     classes: int,
     dtype: torch.dtype,
+    pool: Any,
     scales: tuple[int, ...],
     pyramid: str,
     flat: bool,
@@ -104,12 +119,13 @@ def _plan_network(
     batch, channels, height, width = shape
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
-    row_block, class_block, depth_block = configs.product_blocks(dtype)
+    row_block, class_block, depth_block = configs.product_blocks(dtype, products)
     group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
     group_tiles = ceil_div(group_images * cells, row_block)
     tiles = ceil_div(batch, group_images) * group_tiles * ceil_div(classes, class_block)
     constants = NetworkConstants(
         ACC=LANGUAGE_DTYPES[dtype],
+        POOL=pool,
         SCALES=base,
         FIRSTS=firsts(base),
         CELLS=cells,
@@ -167,9 +183,9 @@ def plan_gram(
     cells = cell_count(scales)
     units = len(scales) if gram == "spatial" else cells
     matrices = [1 if gram == "spatial" else scale * scale for scale in scales]
-    pair_block, pair_depth = configs.pair_blocks(batch if gram == "sample" else max(scales) ** 2, dtype)
+    pair_block, pair_depth = configs.pair_blocks(batch if gram == "sample" else max(scales) ** 2)
     blocks = ceil_div(batch, pair_block)
-    class_rows, class_columns = configs.class_blocks(classes)
+    class_rows, class_columns = configs.class_blocks(classes, dtype)
     form = Form(
         ACC=LANGUAGE_DTYPES[dtype],
         SCALES=tuple(scales),

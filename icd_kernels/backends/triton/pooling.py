@@ -50,8 +50,8 @@ def _sum_pixels(p_map, m_channels, top, bottom, left, right, network, CONSTANTS:
         column = (o_pixels % network.width)[None, :]
         b_covers = covers(top[:, None], bottom[:, None], left[:, None], right[:, None], row, column)
         total = tl.dot(
-            b_covers.to(b_features.dtype),
-            b_features,
+            b_covers.to(CONSTANTS.POOL),
+            b_features.to(CONSTANTS.POOL),
             total,
             input_precision=CONSTANTS.PRECISION,
             out_dtype=CONSTANTS.ACC,

@@ -60,6 +60,8 @@ class NetworkConstants(NamedTuple):
 
     ACC: Any
     """The dtype of the math."""
+    POOL: Any
+    """The dtype in which features are multiplied by 0 and 1: their own, which is exact."""
     SCALES: Any
     """The base scales: those pooled and projected (icd_kernels/geometry.py)."""
     FIRSTS: Any

@@ -1,0 +1,153 @@
+"""Running Triton's interpreter faster than it does itself, in any order of programs, and several at a time.
+
+The interpreter runs programs one after another, so that the last to arrive is always the same, and prepares the
+language anew for every helper a kernel calls. Here it is prepared once for a launch; tasks of one kind, none of which
+waits for another, can be dealt in a shuffled order; and programs can run in threads, where waiting is real.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from icd_kernels.backends.triton import backward, counters, gram_kl, icd_loss, region_logits
+
+MODULES = (backward, gram_kl, icd_loss, region_logits)
+
+
+@dataclass
+class Run:
+    """How launches are made, and those that were: kernel and number of programs."""
+
+    seed: int | None = None
+    threads: int = 1
+    launches: list[tuple[str, int]] = field(default_factory=list)
+    numbers: dict[int, int] = field(default_factory=dict)
+    """Ticket to task of the launch that runs."""
+
+
+@contextmanager
+def interpreted(seed: int | None = None, threads: int = 1) -> Iterator[Run]:
+    """Launches within run by these rules; afterwards every counter must be zero again."""
+    run = Run(seed, threads)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", _executor(run))
+        monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda self, *a, **k: self.rewrite()(*a, **k))
+        for module in MODULES:
+            if hasattr(module, "draw_task"):
+                monkeypatch.setattr(module, "draw_task", _dealer(module.draw_task, run))
+        yield run
+    assert_counters_are_zero()
+
+
+def assert_counters_are_zero() -> None:
+    for slots in counters._DEVICES.values():
+        assert not slots.table.any()
+
+
+def _dealer(draw_task: Any, run: Run) -> Callable[[Any], Any]:
+    """draw_task, with tickets renamed."""
+
+    def deal(slot: Any) -> Any:
+        ticket = draw_task(slot)
+        if run.seed is None:
+            return ticket
+        return tl.full((), run.numbers[int(ticket.handle.data.item())], tl.int32)
+
+    return deal
+
+
+def _executor(run: Run) -> Callable[..., None]:
+    """`GridExecutor.__call__` of the interpreter, for grids of one dimension."""
+
+    def execute(self: Any, *args_dev: Any, **kwargs: Any) -> None:
+        names = inspect.getfullargspec(self.fn).args
+        args_hst, kwargs_hst = self._init_args_hst(args_dev, {k: v for k, v in kwargs.items() if k in names})
+        (programs,) = self.grid
+        run.launches.append((self.fn.__name__, programs))
+        given = inspect.getcallargs(self.fn, *args_hst, **kwargs_hst)
+        run.numbers = _shuffled(given, programs, run.seed)
+        scopes = [interpreter._patch_lang(self.fn), interpreter._patch_lang(tl.standard.cdiv.fn)]
+        try:
+            args = {k: v if k in self.constexprs else interpreter._implicit_cvt(v) for k, v in given.items()}
+            interpreter.interpreter_builder.set_grid_dim(programs, 1, 1)
+            _run_programs(lambda: self.fn(**args), programs, run.threads)
+        finally:
+            for scope in reversed(scopes):
+                scope.restore()
+
+    return execute
+
+
+def _run_programs(program: Callable[[], None], count: int, threads: int) -> None:
+    if threads == 1:
+        for index in range(count):
+            interpreter.interpreter_builder.set_grid_idx(index, 0, 0)
+            program()
+        return
+    left, errors, lock = [count], [], threading.Lock()
+
+    def work() -> None:
+        while not errors:
+            with lock:
+                if left[0] == 0:
+                    return
+                left[0] -= 1
+            try:
+                program()
+            except BaseException as error:
+                errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.setswitchinterval(interval)
+    if errors:
+        raise errors[0]
+
+
+def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[int, int]:
+    """A permutation of task numbers within every stretch of tasks that do not wait for each other."""
+    generator = random.Random(seed)
+    numbers: list[int] = []
+    for count in _stretches(given, programs):
+        stretch = list(range(len(numbers), len(numbers) + count))
+        generator.shuffle(stretch)
+        numbers += stretch
+    assert len(numbers) == programs
+    return dict(enumerate(numbers))
+
+
+def _stretches(given: dict[str, Any], programs: int) -> list[int]:
+    if "job" in given:
+        first = given["job"].cell_tasks + given["job"].weight_tasks
+        return [first, programs - first]
+    networks = [given[name] for name in ("network", "student", "teacher") if hasattr(given.get(name), "pool_tasks")]
+    counts = [sum(network.pool_tasks for network in networks), sum(network.project_tasks for network in networks)]
+    rest = programs - sum(counts)
+    form = given.get("FORM")
+    if form is not None and form.GRAM == "sample" and "temperature" in given:
+        prepared = given["batch"] * form.CELLS
+        steps = 2 if form.GRADIENT else 1
+        return [*counts, prepared, *[(rest - prepared) // steps] * steps]
+    return [*counts, rest]
+
+
+def bits(*tensors: torch.Tensor) -> list[bytes]:
+    """What tensors hold, to be compared to the bit."""
+    return [tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors]

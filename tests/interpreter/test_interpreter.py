@@ -1,0 +1,373 @@
+"""The Triton backend in Triton's interpreter, on the CPU: small shapes, every option.
+
+Run by tests/test_triton_interpreter.py in a process of its own: Triton decides when it is imported whether it interprets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    CASES_RUN,
+    DTYPES,
+    GRAMS,
+    LAYOUTS,
+    NORMALIZATIONS,
+    PYRAMIDS,
+    REDUCTIONS,
+    STUDENT,
+    WEIGHT_LAYOUTS,
+    Case,
+    Limits,
+    Network,
+    Tensors,
+    case_strategy,
+    loss_of,
+    option_grid,
+)
+from hypothesis import Phase, given, settings
+from judging import assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
+from torch.autograd import grad, gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from icd_kernels import ICDLoss, available_backends, gram_kl, region_logits
+from icd_kernels.backends import choose
+from icd_kernels.backends.triton.operators import OPERATORS, interprets
+from icd_kernels.options import NORM_FLOOR
+
+if not interprets():
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from programs import bits, interpreted
+
+TRITON = "triton"
+LIMITS = Limits(batch=3, channels=6, side=6, classes=8, scale=3, scales=3)
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Shrinking a failing case would take the interpreter an hour."""
+SMALL = {"scales": (1, 2)}
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(poisoned_memory: None) -> Iterator[None]:
+    with interpreted():
+        yield
+
+
+class TestDrawnCases:
+    """Any shapes, strides, dtypes, scales and options, against the float64 reference."""
+
+    @given(case=case_strategy(LIMITS))
+    @settings(max_examples=60, phases=UNSHRUNK)
+    def test_icd_loss(self, case: Case) -> None:
+        CASES_RUN["icd_loss by the interpreter"] += 1
+        assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
+
+    @given(case=case_strategy(LIMITS))
+    @settings(max_examples=30, phases=UNSHRUNK)
+    def test_region_logits(self, case: Case) -> None:
+        CASES_RUN["region_logits by the interpreter"] += 1
+        assert_no_worse_than_eager(region_logits_problem(case), TRITON)
+
+    @given(case=case_strategy(LIMITS))
+    @settings(max_examples=30, phases=UNSHRUNK)
+    def test_gram_kl(self, case: Case) -> None:
+        CASES_RUN["gram_kl by the interpreter"] += 1
+        assert_no_worse_than_eager(gram_kl_problem(case), TRITON)
+
+
+class TestGradcheck:
+    @pytest.mark.parametrize("options", option_grid())
+    def test_icd_loss(self, options: dict[str, Any]) -> None:
+        case = Case(classes=3, student=Network(2, 2, 3), teacher=Network(2, 2, 2), options={**SMALL, **options})
+        tensors = case.tensors().requiring_grad(*STUDENT)
+
+        def loss(*student: torch.Tensor) -> torch.Tensor:
+            return loss_of(Tensors(*student, *tensors[3:]), TRITON, **case.options)
+
+        assert gradcheck(loss, tensors.student, fast_mode=True)
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    def test_every_element(self, gram: str) -> None:
+        case = Case(classes=3, student=Network(1, 2, 2), teacher=Network(2, 2, 2), options={**SMALL, "gram": gram})
+        tensors = case.tensors().requiring_grad(*STUDENT)
+        options = {**SMALL, "gram": gram, "normalize": "l2", "reduction": "none"}
+        assert gradcheck(lambda *student: loss_of(Tensors(*student, *tensors[3:]), TRITON, **options), tensors.student)
+
+    @pytest.mark.parametrize("pyramid", PYRAMIDS)
+    def test_region_logits(self, pyramid: str) -> None:
+        student = Case(student=Network(2, 4, 3)).tensors().requiring_grad(*STUDENT).student
+        assert gradcheck(
+            lambda *s: region_logits(*s, scales=(1, 3, 2), pyramid=pyramid, backend=TRITON), student, fast_mode=True
+        )
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    def test_gram_kl(self, gram: str, reduction: str) -> None:
+        student, teacher = Case(options=SMALL).local_logits()
+        options = {**SMALL, "gram": gram, "reduction": reduction}
+        assert gradcheck(
+            lambda s: gram_kl(s, teacher, backend=TRITON, **options), student.requires_grad_(), fast_mode=True
+        )
+
+
+class TestManyBlocks:
+    """More than one block of everything that is cut into blocks."""
+
+    CASES = {
+        "channels and splits": Case(student=Network(300, 2, 2), teacher=Network(150, 2, 2), options=SMALL),
+        "pixels": Case(student=Network(2, 9, 8), teacher=Network(2, 17, 5), options=SMALL),
+        "classes": Case(batch=2, classes=130, options=SMALL),
+        "classes beyond one vector": Case(batch=1, classes=1030, student=Network(2, 2, 2), options={"scales": (1,)}),
+        "cells": Case(batch=2, student=Network(3, 9, 9), options={"scales": (9, 2), "pyramid": "adaptive"}),
+        "folded cells": Case(batch=2, student=Network(3, 9, 9), options={"scales": (2, 9), "pyramid": "nested"}),
+        "images": Case(batch=35, student=Network(2, 2, 2), teacher=Network(2, 1, 3), options={"scales": (2,)}),
+    }
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("name", sorted(CASES))
+    def test_icd_loss(self, gram: str, dtype: torch.dtype, name: str) -> None:
+        case = self.CASES[name]
+        heavy = {"class": ("cells", "folded cells", "images"), "sample": ("cells", "folded cells")}
+        if name in heavy.get(gram, ()):  # as many tasks as cells and images; one scale holds them all
+            case = replace(case, options={**case.options, "scales": (4,), "normalize": "l2"}, batch=min(case.batch, 34))
+        networks = (replace(n, dtype=dtype, weight_dtype=dtype, bias_dtype=None) for n in (case.student, case.teacher))
+        student, teacher = networks
+        case = replace(case, student=student, teacher=teacher, options={**case.options, "gram": gram})
+        if name == "images" and gram == "class":
+            case = replace(case, batch=20, options={**case.options, "scales": (1,)})
+        assert_no_worse_than_eager(icd_loss_problem(case, ("student_features", "student_weight")), TRITON)
+
+
+class TestInputs:
+    @pytest.mark.parametrize("layout", sorted(LAYOUTS))
+    @pytest.mark.parametrize("weight_layout", sorted(WEIGHT_LAYOUTS))
+    def test_layouts(self, layout: str, weight_layout: str) -> None:
+        network = Network(3, 4, 2, layout=layout, weight_layout=weight_layout)
+        case = Case(student=network, teacher=network, options={**SMALL, "gram": "spatial"})
+        assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
+        features = case.tensors().requiring_grad("student_features")
+        gradient = grad(loss_of(features, TRITON, **case.options), features.student_features)[0]
+        if layout in ("channels_last", "token_grid"):
+            assert gradient.stride() == features.student_features.stride()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("weight_dtype", DTYPES)
+    def test_dtypes(self, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+        student = Network(dtype=dtype, weight_dtype=weight_dtype, bias_dtype=torch.bfloat16)
+        teacher = Network(dtype=weight_dtype, weight_dtype=dtype, bias_dtype=None)
+        case = Case(student=student, teacher=teacher, options={**SMALL, "gram": "spatial", "normalize": "l2"})
+        assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
+
+    @pytest.mark.parametrize("wanted", [(name,) for name in STUDENT])
+    @pytest.mark.parametrize("gram", GRAMS)
+    def test_one_gradient(self, gram: str, wanted: tuple[str, ...]) -> None:
+        case = Case(options={**SMALL, "gram": gram, "reduction": "none"})
+        assert_no_worse_than_eager(icd_loss_problem(case, wanted), TRITON)
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    def test_student_is_teacher(self, gram: str) -> None:
+        student = Case(options=SMALL).tensors()[:3]
+        tensors = Tensors(*student, *student).requiring_grad(*STUDENT)
+        loss = loss_of(tensors, TRITON, gram=gram, **SMALL)
+        assert loss == 0
+        assert not any(gradient.any() for gradient in grad(loss, tensors.student))
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    def test_no_images(self, gram: str) -> None:
+        for reduction, expected in (("mean", torch.nan), ("sum", 0.0)):
+            tensors = Case(batch=0).tensors().requiring_grad(*STUDENT)
+            loss = loss_of(tensors, TRITON, gram=gram, reduction=reduction)
+            torch.testing.assert_close(loss.detach(), torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+            assert not any(gradient.any() for gradient in grad(loss, tensors.student))
+
+
+class TestHardNumbers:
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("normalize", NORMALIZATIONS)
+    @pytest.mark.parametrize("magnitude", [1e4, 1e-4, 0.0])
+    def test_magnitudes(self, gram: str, normalize: str, magnitude: float) -> None:
+        for dtype in (torch.float64, torch.float32):
+            case = Case(options={**SMALL, "gram": gram, "normalize": normalize, "reduction": "none"})
+            student, teacher = (logits.to(dtype) for logits in case.local_logits())
+            for inputs in ((student * magnitude, teacher), (student, teacher * magnitude)):
+                assert_no_worse_than_eager(replace(gram_kl_problem(case), inputs=inputs), TRITON)
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("temperature", [1e-2, 1e3])
+    def test_temperatures(self, gram: str, temperature: float) -> None:
+        case = Case(options={**SMALL, "gram": gram, "temperature": temperature})
+        assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("where", Tensors._fields)
+    def test_not_finite(self, gram: str, value: float, where: str) -> None:
+        tensors = Case().tensors()
+        getattr(tensors, where).view(-1)[1] = value
+        tensors = tensors.requiring_grad(*STUDENT)
+        loss = loss_of(tensors, TRITON, gram=gram, normalize="l2", **SMALL)
+        assert loss.isnan()
+        assert all(gradient.isnan().any() for gradient in grad(loss, tensors.student))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_not_finite_stays_in_its_cells(self, value: float) -> None:
+        features, weight, bias = Case().tensors()[:3]
+        features[1, 0, 3, 3] = value
+        got, expected = (region_logits(features, weight, bias, backend=name) for name in (TRITON, "reference"))
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+    @pytest.mark.parametrize("gram", ["class", "spatial"])
+    def test_other_images_are_untouched(self, gram: str) -> None:
+        tensors = Case(batch=3).tensors().requiring_grad("student_features")
+        options = {**SMALL, "gram": gram, "reduction": "none"}
+        clean = grad(loss_of(tensors, TRITON, **options).sum(), tensors.student_features)[0]
+        with torch.no_grad():
+            tensors.student_features[1, 0, 2, 2] = torch.nan
+        gradient = grad(loss_of(tensors, TRITON, **options).sum(), tensors.student_features)[0]
+        assert gradient[1].isnan().any()
+        torch.testing.assert_close(gradient[[0, 2]], clean[[0, 2]], rtol=0, atol=0)
+
+    def test_floor_is_that_of_the_definition(self) -> None:
+        from icd_kernels.backends.triton.logits import NORM_FLOOR as IN_KERNELS
+
+        assert IN_KERNELS.value == NORM_FLOOR
+
+
+@pytest.mark.parametrize(
+    "options", [*option_grid(pyramid="nested", normalize="l2"), *option_grid(reduction="mean", normalize="none")]
+)
+class TestPrograms:
+    """Which program does what, and when, changes nothing."""
+
+    def results(self, options: dict[str, Any]) -> list[bytes]:
+        case = Case(batch=3, classes=7, student=Network(70, 4, 4), options={**SMALL, **options})
+        tensors = case.tensors().requiring_grad(*STUDENT)
+        loss = loss_of(tensors, TRITON, **case.options)
+        return bits(loss, *grad(loss.sum(), tensors.student))
+
+    def test_any_order(self, options: dict[str, Any]) -> None:
+        expected = self.results(options)
+        for seed in range(2):
+            with interpreted(seed=seed):
+                assert self.results(options) == expected
+
+    def test_at_the_same_time(self, options: dict[str, Any]) -> None:
+        expected = self.results(options)
+        with interpreted(threads=5):
+            assert self.results(options) == expected
+
+
+class _Kernels(TorchDispatchMode):
+    """Notes the operations that would launch something on a GPU."""
+
+    QUIET = ("empty", "view", "split", "select", "transpose", "detach", "alias", "slice", "as_strided", "unbind")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1]
+        if not name.startswith(self.QUIET) and "empty" not in name:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class TestLaunches:
+    @pytest.mark.parametrize("options", option_grid())
+    def test_one_forward_and_at_most_two_backward(self, options: dict[str, Any]) -> None:
+        case = Case(student=Network(2, 2, 2, dtype=torch.bfloat16), options={"scales": (1, 2), **options})
+        tensors = case.tensors().requiring_grad(*STUDENT)
+        with interpreted() as run:
+            loss = loss_of(tensors, TRITON, **case.options)
+            assert [name for name, _ in run.launches] == ["icd_loss_kernel"]
+            grad(loss.sum(), tensors.student)
+        backward = [name for name, _ in run.launches[1:]]
+        is_mixed = options["gram"] == "sample" and options["reduction"] == "none"
+        assert backward == (["gram_kl_kernel"] if is_mixed else []) + ["backward_kernel"]
+
+    def test_without_gradient(self) -> None:
+        with interpreted() as run, torch.no_grad():
+            loss_of(Case(options=SMALL).tensors().requiring_grad(*STUDENT), TRITON, **SMALL)
+        assert [name for name, _ in run.launches] == ["icd_loss_kernel"]
+
+    def test_of_the_parts(self) -> None:
+        case = Case(options=SMALL)
+        student = case.tensors().requiring_grad(*STUDENT).student
+        with interpreted() as run:
+            grad(region_logits(*student, backend=TRITON, **SMALL).sum(), student)
+            logits = [logits.requires_grad_() for logits in case.local_logits()]
+            grad(gram_kl(*logits, backend=TRITON, **SMALL), logits[0])
+        names = [name for name, _ in run.launches]
+        assert names == ["region_logits_kernel", "fold_kernel", "backward_kernel", "gram_kl_kernel", "scale_kernel"]
+
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    def test_nothing_else_runs(self, gram: str, reduction: str) -> None:
+        """No copy, cast or fill around the launches."""
+        from icd_kernels.backends.triton import backward, icd_loss
+
+        student = Network(2, 2, 2, layout="channels_last", dtype=torch.bfloat16, bias_dtype=torch.float16)
+        tensors = Case(student=student, teacher=Network(3, 3, 3, dtype=torch.float32)).tensors()
+        weights = (1 / 3, 2 / 3)
+        options = ((1, 2), weights, gram, "adaptive", "l2", 2.0, reduction)
+        loss_of(tensors, TRITON, gram=gram, reduction=reduction, **SMALL)
+        features, weight = tensors.student[:2]
+        with _Kernels() as kernels:
+            loss, *saved = icd_loss.icd_loss(*tensors, *options, True, True)
+            layout = (features.shape, features.stride(), features.dtype, torch.float16)
+            backward.icd_loss_backward(loss, *saved, weight, *layout, *options, (True, True, True))
+        assert kernels.seen == []
+
+
+class TestTorch:
+    @pytest.mark.parametrize("gram", GRAMS)
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_opcheck(self, gram: str, reduction: str) -> None:
+        tensors = Case(classes=3, student=Network(2, 2, 2), teacher=Network(2, 2, 2)).tensors()
+        operators = getattr(torch.ops, OPERATORS)
+        options = ((1, 2), (0.5, 0.5), gram, "nested", "l2", 2.0, reduction)
+        torch.library.opcheck(operators.icd_loss.default, (*tensors, *options, True, True))
+        outcome = operators.icd_loss(*tensors, *options, True, True)
+        features, weight = tensors.student[:2]
+        layout = (features.shape, features.stride(), features.dtype, weight.dtype)
+        arguments = (outcome[0], *outcome[1:], weight, *layout, *options, (True, True, True))
+        torch.library.opcheck(operators.icd_loss_backward.default, arguments)
+
+    def test_opcheck_of_the_parts(self) -> None:
+        case = Case(classes=3, student=Network(2, 2, 2))
+        features, weight, bias = case.tensors()[:3]
+        operators = getattr(torch.ops, OPERATORS)
+        torch.library.opcheck(operators.region_logits.default, (features, weight, bias, (1, 2), "nested", True))
+        logits, pooled = operators.region_logits(features, weight, bias, (1, 2), "nested", True)
+        layout = (features.shape, features.stride(), features.dtype, weight.dtype)
+        arguments = (logits, pooled, weight, *layout, (1, 2), "nested", (True, True, True))
+        torch.library.opcheck(operators.region_logits_backward.default, arguments)
+        options = ((1, 2), (0.5, 0.5), "spatial", "l2", 2.0, "none")
+        torch.library.opcheck(operators.gram_kl.default, (logits, logits, *options, True))
+        loss, saved = operators.gram_kl(logits, logits, *options, True)
+        torch.library.opcheck(operators.gram_kl_backward.default, (loss, saved, torch.float32, *options))
+
+    def test_compile(self) -> None:
+        tensors = Case(options=SMALL).tensors().requiring_grad(*STUDENT)
+        compiled = torch.compile(lambda t: loss_of(t, TRITON, **SMALL), fullgraph=True, backend="aot_eager")
+        expected, got = loss_of(tensors, TRITON, **SMALL), compiled(tensors)
+        assert bits(got, *grad(got, tensors.student)) == bits(expected, *grad(expected, tensors.student))
+
+    def test_auto_never_interprets(self) -> None:
+        assert available_backends()[0] == TRITON
+        assert choose("auto", "cpu").name != TRITON
+        assert choose(TRITON, "cpu").name == TRITON
+
+    def test_module(self) -> None:
+        tensors = Case().tensors().requiring_grad(*STUDENT)
+        loss = ICDLoss.released(scales=(1, 2), backend=TRITON)
+        heads = (tensors[1:3], tensors[4:6])
+        result = loss(tensors[0], heads[0], tensors[3], heads[1])
+        reference = ICDLoss.released(scales=(1, 2), backend="reference")(tensors[0], heads[0], tensors[3], heads[1])
+        torch.testing.assert_close(result, reference)
