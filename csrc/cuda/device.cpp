@@ -1,0 +1,27 @@
+#include "device.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+namespace icd::cuda {
+
+Stream current_stream(c10::DeviceIndex device) { return c10::cuda::getCurrentCUDAStream(device).stream(); }
+
+int64_t multiprocessors(c10::DeviceIndex device) {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+void clear(void* data, size_t bytes, Stream stream) { C10_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream)); }
+
+void check_launch(int error, const char* kernel) {
+  const auto status = static_cast<cudaError_t>(error);
+  TORCH_CHECK(
+      status == cudaSuccess, "icd_kernels: the CUDA kernel '", kernel, "' could not be launched: ",
+      cudaGetErrorString(status), ". The extension must be built for this GPU: set TORCH_CUDA_ARCH_LIST to its ",
+      "compute capability and build again");
+}
+
+}  // namespace icd::cuda

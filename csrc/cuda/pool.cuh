@@ -1,0 +1,156 @@
+// Means of the cells of a feature map, both networks in one launch.
+//   channels, channel_vectors: a warp takes neighbouring channels of one cell straight from the map;
+//   planes: a block stages whole planes in shared memory, reading the map once, and sums cells from there;
+//   large_planes: a warp takes one cell of one plane, where a plane is larger than the shared memory.
+#pragma once
+
+#include "block.cuh"
+
+namespace icd::cuda {
+
+template <typename T>
+struct PoolShared {
+  T tile[pool_tile<T>()];
+};
+
+template <typename I>
+ICD_DEVICE const I* image_of(const FeatureMap& map, int64_t image) {
+  return static_cast<const I*>(map.data) + image * map.batch_stride;
+}
+
+template <typename I, int kCount, typename T>
+ICD_DEVICE void pool_channels(const PooledMap<T>& net, int64_t block) {
+  const FeatureMap& map = net.map;
+  const int64_t item = block * kWarps + warp();
+  const int64_t cells = net.scales.cells;
+  const int64_t image = item / (net.channel_blocks * cells);
+  const int64_t channel = (item / cells % net.channel_blocks * kWarp + lane()) * kCount;
+  if (image >= map.batch || channel >= map.channels) return;
+  const Cell cell = cell_of(net.scales, item % cells, map.height, map.width);
+  const I* pixels = image_of<I>(map, image) + channel * map.channel_stride;
+  T sums[kCount] = {};
+  for (int64_t h = cell.rows.start; h < cell.rows.stop; ++h) {
+#pragma unroll 4
+    for (int64_t w = cell.columns.start; w < cell.columns.stop; ++w) {
+      const I* pixel = pixels + h * map.height_stride + w * map.width_stride;
+      const Pack<I, kCount> values = *reinterpret_cast<const Pack<I, kCount>*>(pixel);
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) sums[v] += static_cast<T>(values.values[v]);
+    }
+  }
+  const T share = T(1) / static_cast<T>(area(cell));
+  T* out = net.pooled + (image * cells + item % cells) * map.channels + channel;
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) out[v] = sums[v] * share;
+}
+
+// tile[c, p] of `count` planes. An odd row length keeps neighbouring planes in different banks.
+template <typename I, typename T>
+ICD_DEVICE void stage_planes(const FeatureMap& map, const I* planes, int count, int row, T* tile) {
+  constexpr int kCount = kVectorBytes / sizeof(I);
+  const int pixels = static_cast<int>(map.height * map.width), width = static_cast<int>(map.width);
+  const int elements = count * pixels;
+  const bool one_run = map.width_stride == 1 && map.height_stride == map.width && map.channel_stride == pixels;
+  int done = 0;
+  if (one_run && reinterpret_cast<uintptr_t>(planes) % kVectorBytes == 0) {
+    done = elements / kCount * kCount;
+#pragma unroll 4
+    for (int e = static_cast<int>(threadIdx.x) * kCount; e < done; e += kThreads * kCount) {
+      const Pack<I, kCount> values = *reinterpret_cast<const Pack<I, kCount>*>(planes + e);
+      int c = e / pixels, p = e % pixels;
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) {
+        tile[c * row + p] = static_cast<T>(values.values[v]);
+        if (++p == pixels) p = 0, ++c;
+      }
+    }
+  }
+#pragma unroll 4
+  for (int e = done + static_cast<int>(threadIdx.x); e < elements; e += kThreads) {
+    const int c = e / pixels, p = e % pixels;
+    const int64_t offset = c * map.channel_stride + p / width * map.height_stride + p % width * map.width_stride;
+    tile[c * row + p] = static_cast<T>(planes[offset]);
+  }
+}
+
+// Lanes that share one cell's rows, so that few large cells keep a block busy: a power of 2.
+ICD_DEVICE int lanes_per_cell(int outputs) {
+  int lanes = 1;
+  while (lanes < kWarp && outputs * lanes * 2 <= kThreads) lanes *= 2;
+  return lanes;
+}
+
+template <typename I, typename T>
+ICD_DEVICE void pool_planes(const PooledMap<T>& net, int64_t block, T* tile) {
+  const FeatureMap& map = net.map;
+  const int64_t image = block / net.channel_blocks;
+  const int64_t per_block = ceil_divide(map.channels, net.channel_blocks);
+  const int64_t channel = block % net.channel_blocks * per_block;
+  if (channel >= map.channels) return;
+  const int64_t left = map.channels - channel;
+  const int count = static_cast<int>(left < per_block ? left : per_block);
+  const int width = static_cast<int>(map.width), row = static_cast<int>(map.height * map.width) | 1;
+  stage_planes(map, image_of<I>(map, image) + channel * map.channel_stride, count, row, tile);
+  __syncthreads();
+  const int cells = net.scales.cells, outputs = count * cells, lanes = lanes_per_cell(outputs);
+  const int part = static_cast<int>(threadIdx.x) % lanes, step = kThreads / lanes;
+  for (int first = 0; first < outputs; first += step) {  // every lane takes part in the sum over lanes
+    const int output = first + static_cast<int>(threadIdx.x) / lanes;
+    const int c = output % count, n = output / count;
+    T sum = 0, share = 0;
+    if (output < outputs) {
+      const Cell cell = cell_of(net.scales, n, map.height, map.width);
+      const int start = static_cast<int>(cell.columns.start), stop = static_cast<int>(cell.columns.stop);
+      for (int h = static_cast<int>(cell.rows.start) + part; h < static_cast<int>(cell.rows.stop); h += lanes) {
+        for (int w = start; w < stop; ++w) sum += tile[c * row + h * width + w];
+      }
+      share = T(1) / static_cast<T>(area(cell));
+    }
+    sum = sum_lanes(sum, lanes);
+    if (output < outputs && part == 0) net.pooled[(image * cells + n) * map.channels + channel + c] = sum * share;
+  }
+}
+
+template <typename I, typename T>
+ICD_DEVICE void pool_large_planes(const PooledMap<T>& net, int64_t block) {
+  const FeatureMap& map = net.map;
+  const int64_t item = block * kWarps + warp();
+  const int64_t cells = net.scales.cells, n = item % cells;
+  const int64_t channel = item / cells % map.channels, image = item / cells / map.channels;
+  if (image >= map.batch) return;
+  const Cell cell = cell_of(net.scales, n, map.height, map.width);
+  const I* plane = image_of<I>(map, image) + channel * map.channel_stride;
+  T sum = 0;
+  for (int64_t h = cell.rows.start; h < cell.rows.stop; ++h) {
+#pragma unroll 4
+    for (int64_t w = cell.columns.start + lane(); w < cell.columns.stop; w += kWarp) {
+      sum += static_cast<T>(plane[h * map.height_stride + w * map.width_stride]);
+    }
+  }
+  sum = sum_lanes(sum);
+  if (lane() == 0) net.pooled[(image * cells + n) * map.channels + channel] = sum / static_cast<T>(area(cell));
+}
+
+template <typename T>
+ICD_DEVICE void pool_network(const PooledMap<T>& net, int64_t block, PoolShared<T>& shared) {
+  visit_dtype<T>(net.map.dtype, [&](auto i) {
+    using I = decltype(i);
+    switch (net.access) {
+      case Access::channels: return pool_channels<I, 1>(net, block);
+      case Access::channel_vectors: return pool_channels<I, kVectorBytes / sizeof(I)>(net, block);
+      case Access::planes: return pool_planes<I>(net, block, shared.tile);
+      case Access::large_planes: return pool_large_planes<I>(net, block);
+    }
+  });
+}
+
+template <typename T>
+ICD_DEVICE void pool_block(const PoolArguments<T>& arguments, PoolShared<T>& shared) {
+  const int64_t block = blockIdx.x;
+  if (block == 0 && arguments.counters != nullptr && threadIdx.x < kCounters) arguments.counters[threadIdx.x] = 0;
+  const int64_t first = arguments.networks[0].blocks;
+  if (block < first) return pool_network(arguments.networks[0], block, shared);
+  pool_network(arguments.networks[1], block - first, shared);
+}
+
+}  // namespace icd::cuda
