@@ -196,8 +196,8 @@ class Limits:
     """The largest sizes to draw."""
 
     batch: int = 5
-    channels: int = 20
-    side: int = 15
+    channels: int = 70
+    side: int = 18
     classes: int = 40
     fewest_classes: int = 2
     scale: int = 5

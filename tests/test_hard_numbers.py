@@ -123,6 +123,14 @@ class TestSizes:
         case = Case(batch=batch, student=student, teacher=student, options={"gram": gram, "scales": (1, 2)})
         assert_no_worse_than_eager(icd_loss_problem(case), backend)
 
+    def test_grams_too_large_to_hold_at_once(self, backend: str, gram: str, dtype: torch.dtype) -> None:
+        """Of 600 images or 24 x 24 cells, and a class form of 1,100 classes."""
+        shape, scales = {"class": ((1, 1100, 1), (1,)), "spatial": ((2, 3, 576), (24,)), "sample": ((600, 3, 1), (1,))}[
+            gram
+        ]
+        logits = (2 * normal(*shape, seed=seed).to(dtype) for seed in range(2))
+        assert_no_worse_than_eager(of_logits(*logits, gram=gram, scales=scales, reduction="sum"), backend)
+
     def test_float16_that_would_overflow(self, backend: str, gram: str, dtype: torch.dtype) -> None:
         """Near float16's largest, 65504: sums over pixels and channels need the math's own dtype."""
         network = Network(6, 8, 8, dtype=torch.float16, weight_dtype=torch.float16, bias_dtype=None)
