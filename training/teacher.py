@@ -1,0 +1,61 @@
+"""The teacher: trained once for each set of settings, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import checkpoint, networks
+from training.data import Images, epoch_batches
+from training.losses import cross_entropy
+from training.networks import Network
+from training.trainer import Trainer
+
+BATCH_SIZE = 64
+
+
+class Teacher:
+    """A teacher and its file, which holds it after every epoch: an interrupted training goes on from there."""
+
+    SETTINGS = ("data", "teacher_epochs", "teacher_lr", "teacher_seed", "device", "threads")
+    """All of a run's settings that its numbers depend on."""
+
+    def __init__(self, images: Images, settings: dict[str, Any], folder: Path, device: torch.device) -> None:
+        self.images = images
+        self.settings = {name: settings[name] for name in self.SETTINGS}
+        self.epochs: int = settings["teacher_epochs"]
+        self.seed: int = settings["teacher_seed"]
+        self.network = networks.teacher(images.train_images.shape[-1], images.classes, self.seed).to(device)
+        steps = self.epochs * -(-len(images.train_labels) // BATCH_SIZE)
+        self.trainer = Trainer(self.network, settings["teacher_lr"], steps)
+        self.path = folder / f"teacher-{settings['data']}-{_key(self.settings, self.network)}.pt"
+        self.epochs_done = 0
+        if self.path.exists():
+            saved = checkpoint.load(self.path, device)
+            self.epochs_done = saved["epochs_done"]
+            self.trainer.restore(saved["trainer"])
+
+    def finish(self, progress: Callable[[int], None]) -> Network:
+        """Trains what is left; `progress` is told each finished epoch. Returns the network, frozen."""
+        images = self.images
+        while self.epochs_done < self.epochs:
+            batches = epoch_batches(
+                images.train_images, images.train_labels, BATCH_SIZE, images.max_shift, self.seed, self.epochs_done
+            )
+            self.trainer.train_epoch(batches, cross_entropy)
+            self.epochs_done += 1
+            saved = {"settings": self.settings, "epochs_done": self.epochs_done, "trainer": self.trainer.state()}
+            checkpoint.save(self.path, saved)
+            progress(self.epochs_done)
+        return self.network.eval().requires_grad_(False)
+
+
+def _key(settings: dict[str, Any], network: Network) -> str:
+    """Names everything that the trained numbers depend on."""
+    described = json.dumps({**settings, "batch_size": BATCH_SIZE}, sort_keys=True) + repr(network)
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
