@@ -61,19 +61,19 @@ class TestDrawnCases:
     """Any shapes, strides, dtypes, scales and options, against the float64 reference."""
 
     @given(case=case_strategy(LIMITS))
-    @settings(max_examples=60, phases=UNSHRUNK)
+    @settings(max_examples=40, phases=UNSHRUNK)
     def test_icd_loss(self, case: Case) -> None:
         CASES_RUN["icd_loss by the interpreter"] += 1
         assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
 
     @given(case=case_strategy(LIMITS))
-    @settings(max_examples=30, phases=UNSHRUNK)
+    @settings(max_examples=20, phases=UNSHRUNK)
     def test_region_logits(self, case: Case) -> None:
         CASES_RUN["region_logits by the interpreter"] += 1
         assert_no_worse_than_eager(region_logits_problem(case), TRITON)
 
     @given(case=case_strategy(LIMITS))
-    @settings(max_examples=30, phases=UNSHRUNK)
+    @settings(max_examples=20, phases=UNSHRUNK)
     def test_gram_kl(self, case: Case) -> None:
         CASES_RUN["gram_kl by the interpreter"] += 1
         assert_no_worse_than_eager(gram_kl_problem(case), TRITON)

@@ -211,11 +211,10 @@ def region_logits_backward(
     if is_folded(scales, pyramid, height, width) and batch > 0:
         finest = max(scales)
         folded = gradient.new_empty((batch, finest * finest, gradient.shape[2]))
-        rows, depth = configs.pair_blocks(finest * finest)
         launch(
             fold_kernel, batch, gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2],
             ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=tuple(scales), FIRSTS=firsts(scales), FINEST=finest,
-            ROWS=rows, BLOCK=depth,
+            ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
         )  # fmt: skip
         gradient = folded
     return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
@@ -308,7 +307,7 @@ def _plan(
         SCALES=base,
         FIRSTS=firsts(base),
         CELLS=cells,
-        FLAT=width == 1 or height == 1 or stride[2] == width * stride[3],
+        FLAT=height == 1 or stride[2] == width * stride[3],
         SPLITS=1,
         PRECISION=products,
         CELL_BLOCK=configs.cell_block(cells),

@@ -18,8 +18,7 @@ import os
 import torch
 
 WARPS = 4
-STAGES = int(os.environ.get("XS", 2))
-MAXNREG = int(os.environ.get("XM", 0))
+STAGES = 2
 SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
@@ -32,12 +31,6 @@ AUTOTUNE_CHOICES = ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3))
 def autotunes() -> bool:
     """Whether the user asked for launches to be tuned by timing them."""
     return os.environ.get(AUTOTUNE_VARIABLE) == "1"
-
-
-def compile_options(warps: int, stages: int, is_nvidia: bool) -> dict[str, int | bool]:
-    """Triton's options. Left to itself, ptxas spills a few registers to let more programs share a multiprocessor."""
-    options: dict[str, int | bool] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    return {**options, "maxnreg": MAXNREG} if is_nvidia and MAXNREG else options
 
 
 def power_of_two(count: int, low: int, high: int) -> int:
@@ -85,6 +78,5 @@ def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
     return 16, power_of_two(classes, 16, 32 if dtype == torch.float64 else 64)
 
 
-def pair_blocks(rows: int) -> tuple[int, int]:
-    """Side of a Gram tile between `rows` vectors, and the classes of one step."""
-    return (16, 32) if rows <= 16 else (32, 16)
+PAIR_BLOCK, PAIR_DEPTH = 16, 32
+"""Side of a Gram tile between vectors, and the classes of one step."""

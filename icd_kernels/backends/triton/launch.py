@@ -23,7 +23,7 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **const
 
 
 def _run(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, warps: int, stages: int) -> None:
-    kernel[(programs,)](*args, **constants, **configs.compile_options(warps, stages, torch.version.hip is None))
+    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -99,7 +99,7 @@ def plan_network(
     features: Tensor, weight: Tensor, dtype: torch.dtype, scales: Sequence[int], pyramid: str
 ) -> NetworkPlan:
     """How one network is pooled and projected."""
-    flat = features.shape[3] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
+    flat = features.shape[2] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
     products = precision(dtype, features.dtype, weight.dtype)
     pool = pool_dtype(features.dtype, dtype)
     return _plan_network(tuple(features.shape), weight.shape[0], dtype, pool, tuple(scales), pyramid, flat, products)
@@ -183,8 +183,7 @@ def plan_gram(
     cells = cell_count(scales)
     units = len(scales) if gram == "spatial" else cells
     matrices = [1 if gram == "spatial" else scale * scale for scale in scales]
-    pair_block, pair_depth = configs.pair_blocks(batch if gram == "sample" else max(scales) ** 2)
-    blocks = ceil_div(batch, pair_block)
+    blocks = ceil_div(batch, configs.PAIR_BLOCK)
     class_rows, class_columns = configs.class_blocks(classes, dtype)
     form = Form(
         ACC=LANGUAGE_DTYPES[dtype],
@@ -205,12 +204,12 @@ def plan_gram(
         VECTOR_BLOCK=configs.vector_block(classes),
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
-        PAIR_BLOCK=pair_block,
-        PAIR_DEPTH=pair_depth,
+        PAIR_BLOCK=configs.PAIR_BLOCK,
+        PAIR_DEPTH=configs.PAIR_DEPTH,
     )
     if gram == "sample":
         tasks = batch * cells + cells * blocks * (2 if gradient else 1)
-        group_images = pair_block * ceil_div(blocks, GROUPS)
+        group_images = configs.PAIR_BLOCK * ceil_div(blocks, GROUPS)
     else:
         tasks = batch * units
         group_images = ceil_div(batch, GROUPS)
