@@ -4,11 +4,19 @@ Use `pip install --no-build-isolation .`: the extension must be built against th
 
 Environment:
     ICD_KERNELS_EXTENSION: "1" makes a failed build an error, "0" builds none, unset builds it if possible and says so.
+    ICD_KERNELS_CUDA: "1" demands the CUDA kernels, "0" leaves them out, unset adds them where torch has CUDA and its
+        nvcc is found. No GPU need be there.
+    CUDA_HOME: the CUDA toolkit; unset is the one that the nvcc on the PATH belongs to.
+    TORCH_CUDA_ARCH_LIST: the GPUs to build for, as torch's own extensions take it; unset is 8.0;9.0;10.0+PTX, less
+        what nvcc is too old for.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +24,10 @@ from setuptools import Command, Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 CPP_SOURCES = ["csrc/bindings.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))]
-HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+CUDA_SOURCES = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").iterdir() if path.suffix in (".cpp", ".cu")
+)
+HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh"))
 COMPILE_FLAGS = [
     "-O3",
     "-std=c++20",
@@ -27,6 +38,8 @@ COMPILE_FLAGS = [
     "-fopenmp",  # at::parallel_for is a template: its OpenMP region is compiled here ...
     "-Wall",
 ]
+CUDA_COMPILE_FLAGS = ["-O3", "-std=c++20"]
+ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # and the first nvcc that knows each
 LIMITED_API = "0x030A0000"  # Python 3.10: one wheel serves every later Python
 
 
@@ -34,15 +47,68 @@ def say(message: str) -> None:
     print(f"icd_kernels: {message}", file=sys.stderr, flush=True)
 
 
+def cuda_architectures() -> str:
+    """What the CUDA kernels are built for, or "" where they are not built.
+
+    Raises:
+        RuntimeError: they are demanded and cannot be built; says what is missing.
+    """
+    wanted = os.environ.get("ICD_KERNELS_CUDA")
+    if wanted == "0":
+        return ""
+    nvcc, missing = usable_nvcc()
+    if missing:
+        if wanted == "1":
+            raise RuntimeError(f"ICD_KERNELS_CUDA=1, but {missing}")
+        say(f"building without the CUDA kernels: {missing}.")
+        return ""
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    return chosen or ";".join(name for name, first in ARCHITECTURES.items() if first <= nvcc) + "+PTX"
+
+
+def usable_nvcc() -> tuple[tuple[int, ...], str]:
+    """The version of the nvcc that torch's extensions use, and what is missing for it to build ours ("" if nothing)."""
+    import torch
+
+    if torch.version.cuda is None:
+        return (), f"torch {torch.__version__} is built without CUDA"
+    find_toolkit()
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = Path(CUDA_HOME or "") / "bin" / ("nvcc.exe" if os.name == "nt" else "nvcc")
+    if CUDA_HOME is None or not nvcc.is_file():
+        return (), f"there is no nvcc (torch is built with CUDA {torch.version.cuda}; CUDA_HOME is {CUDA_HOME})"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    if found is None:
+        return (), f"{nvcc} does not say its version"
+    version = tuple(int(part) for part in found.groups())
+    if version[0] != int(torch.version.cuda.split(".")[0]):
+        return version, f"nvcc {found[0]} and torch's CUDA {torch.version.cuda} are not of one major version"
+    return version, ""
+
+
+def find_toolkit() -> None:
+    """Sets CUDA_HOME, before torch guesses it, by asking nvcc: the one on the PATH may be a script or a link."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    found = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    if found is not None:
+        os.environ["CUDA_HOME"] = str(Path(found[1].strip()).resolve())
+
+
 def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
-    """The extension and the command that builds it; nothing where it was refused or torch is not there to build against."""
+    """The extension and the command that builds it; nothing where that was refused or there is no torch."""
     wanted = os.environ.get("ICD_KERNELS_EXTENSION")
     if wanted == "0":
         return [], {}
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        architectures = cuda_architectures()
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
-        if wanted == "1":
+        if wanted == "1" or os.environ.get("ICD_KERNELS_CUDA") == "1":
             raise
         say(f"torch cannot be imported ({error}): installing without the compiled backend.")
         say("Install torch first, then: pip install --no-build-isolation .")
@@ -60,13 +126,21 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
                 say(f"the extension could not be built: {error}")
                 say("Installing without the compiled backend: backend='reference' works, only slower.")
                 say("It needs a C++20 compiler (g++ or clang++); ICD_KERNELS_EXTENSION=1 makes this an error.")
+                if architectures:
+                    say("ICD_KERNELS_CUDA=0 builds it without the CUDA kernels.")
                 self.extensions = []
 
-    extension = CppExtension(
+    flags = {"cxx": COMPILE_FLAGS}  # ... and OpenMP's runtime is the one torch has loaded, so none is linked
+    if architectures:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures  # torch would ask the GPUs that are there
+        build = architectures.replace(";", ",").replace(" ", ",")
+        flags = {"cxx": [*COMPILE_FLAGS, f'-DICD_CUDA_BUILD="{build}"'], "nvcc": CUDA_COMPILE_FLAGS}
+    make_extension = CUDAExtension if architectures else CppExtension
+    extension = make_extension(
         "icd_kernels._C",
-        CPP_SOURCES,
+        [*CPP_SOURCES, *(CUDA_SOURCES if architectures else [])],
         depends=HEADERS,
-        extra_compile_args={"cxx": COMPILE_FLAGS},  # ... and its runtime is the one torch has loaded, so none is linked
+        extra_compile_args=flags,
         define_macros=[("Py_LIMITED_API", LIMITED_API)],
         py_limited_api=True,
     )

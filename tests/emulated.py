@@ -1,4 +1,4 @@
-"""The CUDA backend's own source, run on the CPU: its launcher and its kernels, with every CUDA thread played by a fiber.
+"""The CUDA backend's own source on the CPU: its launcher and its kernels, with every CUDA thread played by a fiber.
 
 `tests/native/cuda_on_host.h` says what that proves and what it does not. Operators live in a namespace of their own, so
 that the CPU kernels of the package stay what they are.
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import load
 
+from icd_kernels import backends
 from icd_kernels.backends.base import Backend, operator_backend
 from icd_kernels.operators import SCHEMAS, register_fakes
 
@@ -22,6 +23,15 @@ SOURCES = (
     *(ROOT / "tests" / "native" / name for name in ("cuda_on_host.cpp", "emulated_kernels.cpp", "emulated_device.cpp")),
 )
 FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+
+
+def add_emulated_backend() -> str:
+    """Puts it among the package's backends, where a name finds it; "auto" does not. Returns the name."""
+    backend = emulated_backend()
+    if backend not in backends.BACKENDS:
+        backends.BACKENDS = (*backends.BACKENDS, backend)
+    return backend.name
+
 
 SCHEDULES = {"in order": -2, "reversed": -1, "random": 1}
 """Orders in which the threads run, by the number that `set_schedule` takes."""
@@ -36,7 +46,13 @@ def emulated_backend() -> Backend:
     for schema in SCHEMAS:
         library.define(schema)
     _KEPT.append(library)
-    load(NAME, [str(source) for source in SOURCES], extra_cflags=FLAGS, build_directory=str(folder), is_python_module=False)
+    load(
+        NAME,
+        [str(source) for source in SOURCES],
+        extra_cflags=FLAGS,
+        build_directory=str(folder),
+        is_python_module=False,
+    )
     register_fakes(NAME)
     return operator_backend("emulated", ("cpu",), None, NAME, only_by_name=("cpu",))
 

@@ -13,35 +13,62 @@ struct PoolShared {
   T tile[pool_tile<T>()];
 };
 
-template <typename I>
-ICD_DEVICE const I* image_of(const FeatureMap& map, int64_t image) {
-  return static_cast<const I*>(map.data) + image * map.batch_stride;
+// Where an image's plane begins, in elements.
+ICD_DEVICE int64_t plane_of(const FeatureMap& map, int64_t image, int64_t channel) {
+  return image * map.batch_stride + channel * map.channel_stride;
 }
 
-template <typename I, int kCount, typename T>
-ICD_DEVICE void pool_channels(const PooledMap<T>& net, int64_t block) {
+// One warp's cell of an image, and the first of its lane's channels.
+struct ChannelItem {
+  int64_t image, n, channel;
+  Cell cell;
+};
+
+template <typename T>
+ICD_DEVICE ChannelItem channel_item(const PooledMap<T>& net, int64_t block, int count) {
+  const int64_t item = block * kWarps + warp(), cells = net.scales.cells, n = item % cells;
+  return {
+      item / (net.channel_blocks * cells), n, (item / cells % net.channel_blocks * kWarp + lane()) * count,
+      cell_of(net.scales, n, net.map.height, net.map.width)};
+}
+
+template <typename I, typename T>
+ICD_DEVICE void pool_channel_vectors(const PooledMap<T>& net, int64_t block) {
+  constexpr int kCount = kVectorBytes / sizeof(I);
   const FeatureMap& map = net.map;
-  const int64_t item = block * kWarps + warp();
-  const int64_t cells = net.scales.cells;
-  const int64_t image = item / (net.channel_blocks * cells);
-  const int64_t channel = (item / cells % net.channel_blocks * kWarp + lane()) * kCount;
-  if (image >= map.batch || channel >= map.channels) return;
-  const Cell cell = cell_of(net.scales, item % cells, map.height, map.width);
-  const I* pixels = image_of<I>(map, image) + channel * map.channel_stride;
+  const ChannelItem item = channel_item(net, block, kCount);
+  if (item.image >= map.batch || item.channel >= map.channels) return;
+  const I* pixels = static_cast<const I*>(map.data) + plane_of(map, item.image, item.channel);
   T sums[kCount] = {};
-  for (int64_t h = cell.rows.start; h < cell.rows.stop; ++h) {
+  for (int64_t h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
 #pragma unroll 4
-    for (int64_t w = cell.columns.start; w < cell.columns.stop; ++w) {
+    for (int64_t w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
       const I* pixel = pixels + h * map.height_stride + w * map.width_stride;
       const Pack<I, kCount> values = *reinterpret_cast<const Pack<I, kCount>*>(pixel);
 #pragma unroll
       for (int v = 0; v < kCount; ++v) sums[v] += static_cast<T>(values.values[v]);
     }
   }
-  const T share = T(1) / static_cast<T>(area(cell));
-  T* out = net.pooled + (image * cells + item % cells) * map.channels + channel;
+  const T share = T(1) / static_cast<T>(area(item.cell));
+  T* out = net.pooled + (item.image * net.scales.cells + item.n) * map.channels + item.channel;
 #pragma unroll
   for (int v = 0; v < kCount; ++v) out[v] = sums[v] * share;
+}
+
+template <typename T>
+ICD_DEVICE void pool_channels(const PooledMap<T>& net, int64_t block) {
+  const FeatureMap& map = net.map;
+  const ChannelItem item = channel_item(net, block, 1);
+  if (item.image >= map.batch || item.channel >= map.channels) return;
+  const int64_t plane = plane_of(map, item.image, item.channel);
+  T sum = 0;
+  for (int64_t h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
+    for (int64_t w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
+      sum += load<T>(map.data, map.dtype, plane + h * map.height_stride + w * map.width_stride);
+    }
+  }
+  T* out = net.pooled + (item.image * net.scales.cells + item.n) * map.channels + item.channel;
+  *out = sum / static_cast<T>(area(item.cell));
 }
 
 // tile[c, p] of `count` planes. An odd row length keeps neighbouring planes in different banks.
@@ -90,7 +117,7 @@ ICD_DEVICE void pool_planes(const PooledMap<T>& net, int64_t block, T* tile) {
   const int64_t left = map.channels - channel;
   const int count = static_cast<int>(left < per_block ? left : per_block);
   const int width = static_cast<int>(map.width), row = static_cast<int>(map.height * map.width) | 1;
-  stage_planes(map, image_of<I>(map, image) + channel * map.channel_stride, count, row, tile);
+  stage_planes(map, static_cast<const I*>(map.data) + plane_of(map, image, channel), count, row, tile);
   __syncthreads();
   const int cells = net.scales.cells, outputs = count * cells, lanes = lanes_per_cell(outputs);
   const int part = static_cast<int>(threadIdx.x) % lanes, step = kThreads / lanes;
@@ -111,7 +138,7 @@ ICD_DEVICE void pool_planes(const PooledMap<T>& net, int64_t block, T* tile) {
   }
 }
 
-template <typename I, typename T>
+template <typename T>
 ICD_DEVICE void pool_large_planes(const PooledMap<T>& net, int64_t block) {
   const FeatureMap& map = net.map;
   const int64_t item = block * kWarps + warp();
@@ -119,12 +146,11 @@ ICD_DEVICE void pool_large_planes(const PooledMap<T>& net, int64_t block) {
   const int64_t channel = item / cells % map.channels, image = item / cells / map.channels;
   if (image >= map.batch) return;
   const Cell cell = cell_of(net.scales, n, map.height, map.width);
-  const I* plane = image_of<I>(map, image) + channel * map.channel_stride;
+  const int64_t plane = plane_of(map, image, channel);
   T sum = 0;
   for (int64_t h = cell.rows.start; h < cell.rows.stop; ++h) {
-#pragma unroll 4
     for (int64_t w = cell.columns.start + lane(); w < cell.columns.stop; w += kWarp) {
-      sum += static_cast<T>(plane[h * map.height_stride + w * map.width_stride]);
+      sum += load<T>(map.data, map.dtype, plane + h * map.height_stride + w * map.width_stride);
     }
   }
   sum = sum_lanes(sum);
@@ -133,14 +159,12 @@ ICD_DEVICE void pool_large_planes(const PooledMap<T>& net, int64_t block) {
 
 template <typename T>
 ICD_DEVICE void pool_network(const PooledMap<T>& net, int64_t block, PoolShared<T>& shared) {
+  if (net.access == Access::channels) return pool_channels(net, block);
+  if (net.access == Access::large_planes) return pool_large_planes(net, block);
   visit_dtype<T>(net.map.dtype, [&](auto i) {
     using I = decltype(i);
-    switch (net.access) {
-      case Access::channels: return pool_channels<I, 1>(net, block);
-      case Access::channel_vectors: return pool_channels<I, kVectorBytes / sizeof(I)>(net, block);
-      case Access::planes: return pool_planes<I>(net, block, shared.tile);
-      case Access::large_planes: return pool_large_planes<I>(net, block);
-    }
+    if (net.access == Access::planes) pool_planes<I>(net, block, shared.tile);
+    else pool_channel_vectors<I>(net, block);
   });
 }
 
@@ -149,8 +173,8 @@ ICD_DEVICE void pool_block(const PoolArguments<T>& arguments, PoolShared<T>& sha
   const int64_t block = blockIdx.x;
   if (block == 0 && arguments.counters != nullptr && threadIdx.x < kCounters) arguments.counters[threadIdx.x] = 0;
   const int64_t first = arguments.networks[0].blocks;
-  if (block < first) return pool_network(arguments.networks[0], block, shared);
-  pool_network(arguments.networks[1], block - first, shared);
+  const bool second = block >= first;
+  pool_network(arguments.networks[second], second ? block - first : block, shared);
 }
 
 }  // namespace icd::cuda

@@ -8,24 +8,34 @@
 
 namespace icd::cuda {
 
-template <typename O>
-ICD_DEVICE O* pixel_of(const FeatureMap& map, int64_t image, int64_t channel, int64_t h, int64_t w) {
-  return static_cast<O*>(map.data) + image * map.batch_stride + channel * map.channel_stride + h * map.height_stride +
-      w * map.width_stride;
+// A pixel's place in elements.
+ICD_DEVICE int64_t pixel_of(const FeatureMap& map, int64_t image, int64_t channel, int64_t h, int64_t w) {
+  return image * map.batch_stride + channel * map.channel_stride + h * map.height_stride + w * map.width_stride;
 }
 
-template <typename O, int kCount, typename T>
-ICD_DEVICE void unpool_channels(const UnpoolArguments<T>& arguments, int64_t block) {
+// One warp's pixel, and the first of its lane's channels.
+struct PixelItem {
+  int64_t image, channel, h, w;
+};
+
+template <typename T>
+ICD_DEVICE PixelItem pixel_item(const UnpoolArguments<T>& arguments, int64_t block, int count) {
   const FeatureMap& map = arguments.map;
-  const int64_t item = block * kWarps + warp();
-  const int64_t pixels = map.height * map.width, pixel = item / arguments.channel_blocks % pixels;
-  const int64_t image = item / arguments.channel_blocks / pixels;
-  const int64_t channel = (item % arguments.channel_blocks * kWarp + lane()) * kCount;
-  if (image >= map.batch || channel >= map.channels) return;
-  const int64_t h = pixel / map.width, w = pixel % map.width;
-  const T* grad = arguments.grad_pooled + image * arguments.scales.cells * map.channels + channel;
+  const int64_t item = block * kWarps + warp(), pixels = map.height * map.width;
+  const int64_t pixel = item / arguments.channel_blocks % pixels;
+  const int64_t channel = (item % arguments.channel_blocks * kWarp + lane()) * count;
+  return {item / arguments.channel_blocks / pixels, channel, pixel / map.width, pixel % map.width};
+}
+
+template <typename O, typename T>
+ICD_DEVICE void unpool_channel_vectors(const UnpoolArguments<T>& arguments, int64_t block) {
+  constexpr int kCount = kVectorBytes / sizeof(O);
+  const FeatureMap& map = arguments.map;
+  const PixelItem item = pixel_item(arguments, block, kCount);
+  if (item.image >= map.batch || item.channel >= map.channels) return;
+  const T* grad = arguments.grad_pooled + item.image * arguments.scales.cells * map.channels + item.channel;
   T sums[kCount] = {};
-  for_each_covering<T>(arguments.scales, map.height, map.width, h, w, [&](int64_t n, T share) {
+  for_each_covering<T>(arguments.scales, map.height, map.width, item.h, item.w, [&](int64_t n, T share) {
     const auto values = *reinterpret_cast<const Pack<T, kCount>*>(grad + n * map.channels);
 #pragma unroll
     for (int v = 0; v < kCount; ++v) sums[v] += share * values.values[v];
@@ -33,7 +43,8 @@ ICD_DEVICE void unpool_channels(const UnpoolArguments<T>& arguments, int64_t blo
   Pack<O, kCount> out;
 #pragma unroll
   for (int v = 0; v < kCount; ++v) out.values[v] = static_cast<O>(sums[v]);
-  *reinterpret_cast<Pack<O, kCount>*>(pixel_of<O>(map, image, channel, h, w)) = out;
+  O* to = static_cast<O*>(map.data) + pixel_of(map, item.image, item.channel, item.h, item.w);
+  *reinterpret_cast<Pack<O, kCount>*>(to) = out;
 }
 
 template <typename O, typename T>
@@ -56,8 +67,23 @@ ICD_DEVICE void unpool_planes(const UnpoolArguments<T>& arguments, int64_t block
   });
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
-    if (channel + c < map.channels) *pixel_of<O>(map, image, channel + c, h, w) = static_cast<O>(sums[c]);
+    if (channel + c < map.channels) {
+      static_cast<O*>(map.data)[pixel_of(map, image, channel + c, h, w)] = static_cast<O>(sums[c]);
+    }
   }
+}
+
+template <typename T>
+ICD_DEVICE void unpool_channels(const UnpoolArguments<T>& arguments, int64_t block) {
+  const FeatureMap& map = arguments.map;
+  const PixelItem item = pixel_item(arguments, block, 1);
+  if (item.image >= map.batch || item.channel >= map.channels) return;
+  const T* grad = arguments.grad_pooled + item.image * arguments.scales.cells * map.channels + item.channel;
+  T sum = 0;
+  for_each_covering<T>(arguments.scales, map.height, map.width, item.h, item.w, [&](int64_t n, T share) {
+    sum += share * grad[n * map.channels];
+  });
+  store(map.data, map.dtype, pixel_of(map, item.image, item.channel, item.h, item.w), sum);
 }
 
 // out[e] = Σ parts, in the parts' order
@@ -75,16 +101,11 @@ template <typename T>
 ICD_DEVICE void unpool_block(const UnpoolArguments<T>& arguments) {
   const int64_t block = blockIdx.x;
   if (block >= arguments.blocks) return add_parts(arguments, block - arguments.blocks);
+  if (arguments.access == Access::channels) return unpool_channels(arguments, block);
   visit_dtype<T>(arguments.map.dtype, [&](auto o) {
     using O = decltype(o);
-    // Sixteen bytes of the map, and of T as many loads of sixteen bytes as that takes.
-    if (arguments.access == Access::channel_vectors) {
-      unpool_channels<O, kVectorBytes / sizeof(O)>(arguments, block);
-    } else if (arguments.access == Access::channels) {
-      unpool_channels<O, 1>(arguments, block);
-    } else {
-      unpool_planes<O>(arguments, block);
-    }
+    if (arguments.access == Access::channel_vectors) unpool_channel_vectors<O>(arguments, block);
+    else unpool_planes<O>(arguments, block);
   });
 }
 

@@ -12,6 +12,7 @@ import torch
 from icd_kernels.backends import reference
 from icd_kernels.backends.base import Backend, BackendUnavailableError
 from icd_kernels.backends.cpp import CPP
+from icd_kernels.backends.cuda import CUDA
 from icd_kernels.backends.triton import TRITON
 
 REFERENCE = Backend(
@@ -23,7 +24,7 @@ REFERENCE = Backend(
     gram_kl=reference.gram_kl,
 )
 
-BACKENDS: tuple[Backend, ...] = (TRITON, CPP, REFERENCE)
+BACKENDS: tuple[Backend, ...] = (TRITON, CUDA, CPP, REFERENCE)
 
 ENVIRONMENT_VARIABLE = "ICD_KERNELS_BACKEND"
 
