@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from icd_kernels.backends.triton import launch
+
+SHARED_LIMITS = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+"""Bytes of shared memory one program can have."""
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -60,9 +64,11 @@ def recorded_launches() -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(call: Callable[[], Any]) -> list[Launch]:
-    """The launches that `call` would make."""
-    with recorded_launches() as launches:
+def launches_of(call: Callable[[], Any], target: str = "sm_90") -> list[Launch]:
+    """The launches that `call` would make on a machine with `target`."""
+    with recorded_launches() as launches, pytest.MonkeyPatch.context() as monkeypatch:
+        if TARGETS[target].backend == "hip":
+            monkeypatch.setattr(torch.version, "hip", "6.0")
         call()
     return launches
 

@@ -63,12 +63,12 @@ class Configuration:
     layout: torch.memory_format = torch.contiguous_format
     reduction: str = "mean"
 
-    def launches(self) -> list[Launch]:
-        """Forward and backward of every operator."""
+    def launches(self, target: str) -> list[Launch]:
+        """Forward and backward of every operator, on a machine with `target`."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(PRECISIONS[self.precision][1])
         try:
-            return launches_of(self._call)
+            return launches_of(self._call, target)
         finally:
             torch.set_float32_matmul_precision(before)
 
@@ -78,18 +78,24 @@ class Configuration:
         student, student_head = self._network(work, work.student, dtype)
         teacher, teacher_head = self._network(work, work.teacher, dtype)
         bias = student_head.new_empty(work.classes)
-        rest = (gram, pyramid, normalize, 4.0, self.reduction)
-        options = (SCALES, WEIGHTS, *rest)
-        layout = (student.shape, student.stride(), dtype, dtype)
-        every = (True, True, True)
+        rest: Any = (gram, pyramid, normalize, 4.0, self.reduction)
+        options: Any = (SCALES, WEIGHTS, *rest)
+        layout: Any = (student.shape, student.stride(), dtype, dtype)
+        every: Any = (True, True, True)
 
-        result = icd_loss.icd_loss(student, student_head, bias, teacher, teacher_head, bias, *options, True, True)
-        backward.icd_loss_backward(result[0], *result[1:], student_head, *layout, *options, every)
-        logits, pooled = region_logits.region_logits(student, student_head, bias, SCALES, pyramid, True)
-        backward.region_logits_backward(logits, pooled, student_head, *layout, SCALES, pyramid, every)
-        without = (SCALES, WEIGHTS, gram, *rest[2:])
-        loss, saved = gram_kl.gram_kl(logits, logits, *without, True)
-        gram_kl.gram_kl_backward(loss, saved, dtype, *without)
+        loss: Any = icd_loss.icd_loss
+        loss_backward: Any = backward.icd_loss_backward
+        regions: Any = region_logits.region_logits
+        regions_backward: Any = backward.region_logits_backward
+        kl: Any = gram_kl.gram_kl
+
+        result = loss(student, student_head, bias, teacher, teacher_head, bias, *options, True, True)
+        loss_backward(result[0], *result[1:], student_head, *layout, *options, every)
+        logits, pooled = regions(student, student_head, bias, SCALES, pyramid, True)
+        regions_backward(logits, pooled, student_head, *layout, SCALES, pyramid, every)
+        without: Any = (SCALES, WEIGHTS, gram, *rest[2:])
+        value, saved = kl(logits, logits, *without, True)
+        gram_kl.gram_kl_backward(value, saved, dtype, *without)
 
     def _network(self, work: Workload, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Any]:
         channels, side = shape
@@ -118,7 +124,7 @@ def quick_configurations() -> list[Configuration]:
     ]
 
 
-HEADER = f"{'workload':12} {'form':17} {'precision':9} {'kernel':22} {'target':7} {'regs':>5} {'shared':>7} {'stack':>6} {'spills':>6}"
+HEADER = "workload     form              precision kernel                 target   regs  shared  stack spills"
 
 
 def table(
@@ -128,8 +134,8 @@ def table(
     show(HEADER)
     seen, rows = set(), []
     for configuration in chosen:
-        for launch in configuration.launches():
-            for target in targets:
+        for target in targets:
+            for launch in configuration.launches(target):
                 kernel = compiled(launch, TARGETS[target])
                 if (kernel.hash, target) in seen:
                     continue

@@ -96,7 +96,8 @@ def _run_programs(program: Callable[[], None], count: int, threads: int) -> None
             interpreter.interpreter_builder.set_grid_idx(index, 0, 0)
             program()
         return
-    left, errors, lock = [count], [], threading.Lock()
+    left, lock = [count], threading.Lock()
+    errors: list[BaseException] = []
 
     def work() -> None:
         while not errors:

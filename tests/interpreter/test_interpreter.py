@@ -1,13 +1,13 @@
 """The Triton backend in Triton's interpreter, on the CPU: small shapes, every option.
 
-Run by tests/test_triton_interpreter.py in a process of its own: Triton decides when it is imported whether it interprets.
+Run by tests/test_triton_interpreter.py in a process of its own: Triton decides at import whether it interprets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -48,7 +48,12 @@ TRITON = "triton"
 LIMITS = Limits(batch=3, channels=6, side=6, classes=8, scale=3, scales=3)
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
 """Shrinking a failing case would take the interpreter an hour."""
-SMALL = {"scales": (1, 2)}
+SMALL: dict[str, Any] = {"scales": (1, 2)}
+
+
+def with_student(tensors: Tensors, student: Sequence[torch.Tensor]) -> Tensors:
+    """`tensors` with other student's features, weight and bias."""
+    return tensors._replace(**dict(zip(STUDENT, student, strict=True)))
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +91,7 @@ class TestGradcheck:
         tensors = case.tensors().requiring_grad(*STUDENT)
 
         def loss(*student: torch.Tensor) -> torch.Tensor:
-            return loss_of(Tensors(*student, *tensors[3:]), TRITON, **case.options)
+            return loss_of(with_student(tensors, student), TRITON, **case.options)
 
         assert gradcheck(loss, tensors.student, fast_mode=True)
 
@@ -95,7 +100,7 @@ class TestGradcheck:
         case = Case(classes=3, student=Network(1, 2, 2), teacher=Network(2, 2, 2), options={**SMALL, "gram": gram})
         tensors = case.tensors().requiring_grad(*STUDENT)
         options = {**SMALL, "gram": gram, "normalize": "l2", "reduction": "none"}
-        assert gradcheck(lambda *student: loss_of(Tensors(*student, *tensors[3:]), TRITON, **options), tensors.student)
+        assert gradcheck(lambda *student: loss_of(with_student(tensors, student), TRITON, **options), tensors.student)
 
     @pytest.mark.parametrize("pyramid", PYRAMIDS)
     def test_region_logits(self, pyramid: str) -> None:
@@ -108,7 +113,7 @@ class TestGradcheck:
     @pytest.mark.parametrize("reduction", REDUCTIONS)
     def test_gram_kl(self, gram: str, reduction: str) -> None:
         student, teacher = Case(options=SMALL).local_logits()
-        options = {**SMALL, "gram": gram, "reduction": reduction}
+        options: dict[str, Any] = {**SMALL, "gram": gram, "reduction": reduction}
         assert gradcheck(
             lambda s: gram_kl(s, teacher, backend=TRITON, **options), student.requires_grad_(), fast_mode=True
         )
@@ -117,7 +122,7 @@ class TestGradcheck:
 class TestManyBlocks:
     """More than one block of everything that is cut into blocks."""
 
-    CASES = {
+    CASES: ClassVar[dict[str, Case]] = {
         "channels and splits": Case(student=Network(300, 2, 2), teacher=Network(150, 2, 2), options=SMALL),
         "pixels": Case(student=Network(2, 9, 8), teacher=Network(2, 17, 5), options=SMALL),
         "classes": Case(batch=2, classes=130, options=SMALL),
@@ -312,16 +317,18 @@ class TestLaunches:
         """No copy, cast or fill around the launches."""
         from icd_kernels.backends.triton import backward, icd_loss
 
+        forward_operator: Any = icd_loss.icd_loss
+        backward_operator: Any = backward.icd_loss_backward
         student = Network(2, 2, 2, layout="channels_last", dtype=torch.bfloat16, bias_dtype=torch.float16)
         tensors = Case(student=student, teacher=Network(3, 3, 3, dtype=torch.float32)).tensors()
         weights = (1 / 3, 2 / 3)
-        options = ((1, 2), weights, gram, "adaptive", "l2", 2.0, reduction)
+        options: Any = ((1, 2), weights, gram, "adaptive", "l2", 2.0, reduction)
         loss_of(tensors, TRITON, gram=gram, reduction=reduction, **SMALL)
         features, weight = tensors.student[:2]
         with _Kernels() as kernels:
-            loss, *saved = icd_loss.icd_loss(*tensors, *options, True, True)
-            layout = (features.shape, features.stride(), features.dtype, torch.float16)
-            backward.icd_loss_backward(loss, *saved, weight, *layout, *options, (True, True, True))
+            loss, *saved = forward_operator(*tensors, *options, True, True)
+            layout: Any = (features.shape, features.stride(), features.dtype, torch.float16)
+            backward_operator(loss, *saved, weight, *layout, *options, (True, True, True))
         assert kernels.seen == []
 
 

@@ -85,9 +85,7 @@ def _weight_task(task, job, CONSTANTS: tl.constexpr):
             p_pooled = job.p_pooled + o_rows[:, None] * job.channels + o_channels[None, :]
             m_pooled = m_rows[:, None] & (o_channels < job.channels)[None, :]
             b_pooled = tl.load(p_pooled, mask=m_pooled, other=0.0)
-            total = tl.dot(
-                b_gradient, b_pooled, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC
-            )
+            total = tl.dot(b_gradient, b_pooled, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
     if job.p_weight_gradient is not None:
         o_out = o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
         m_out = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
@@ -125,9 +123,7 @@ def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
     column = (o_pixels % job.width)[:, None]
     for start in range(0, CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK):
         o_cells = start + tl.arange(0, CONSTANTS.CELL_BLOCK)
-        top, bottom, left, right = cell_windows(
-            o_cells, job.height, job.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS
-        )
+        top, bottom, left, right = cell_windows(o_cells, job.height, job.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS)
         b_covers = covers(top[None, :], bottom[None, :], left[None, :], right[None, :], row, column)
         m_cells = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
         b_cells = tl.load(p_cells + o_cells.to(tl.int64)[:, None] * job.channels, mask=m_cells, other=0.0)
@@ -240,7 +236,6 @@ def _gradients(
     features = torch.empty_strided(size, stride, dtype=dtype, device=weight.device) if by_features else None
     weights = torch.empty_like(weight, memory_format=torch.contiguous_format) if by_weight else None
     bias = weight.new_empty(classes, dtype=bias_dtype) if by_bias else None
-    nothing = weight.new_empty(0)
     outputs = (
         weight.new_empty(0, dtype=dtype) if features is None else features,
         weight.new_empty(0) if weights is None else weights,
@@ -253,31 +248,39 @@ def _gradients(
     groups = ceil_div(batch, group_images)
     blocks = ceil_div(classes, constants.ROW_BLOCK)
     cell_tasks = groups * group_tiles * ceil_div(channels, constants.CLASS_BLOCK) if by_features else 0
-    weight_tasks = blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
+    weight_tasks = (
+        blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
+    )
     scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
     (cells_space,) = workspace(gradient, gradient.dtype, batch * constants.CELLS * channels if by_features else 0)
     job = Backward(
-        gradient,
-        *gradient.stride(),
-        upstream,
-        0 if upstream is None or upstream.ndim == 0 else upstream.stride(0),
-        pooled if by_weight else None,
-        weight,
-        *weight.stride(),
-        cells_space,
-        features,
-        *stride,
-        weights,
-        bias,
-        batch,
-        classes,
-        channels,
-        height,
-        width,
-        group_images,
-        group_tiles,
-        cell_tasks,
-        weight_tasks,
+        p_gradient=gradient,
+        stride_image=gradient.stride(0),
+        stride_cell=gradient.stride(1),
+        stride_class=gradient.stride(2),
+        p_upstream=upstream,
+        stride_upstream=0 if upstream is None or upstream.ndim == 0 else upstream.stride(0),
+        p_pooled=pooled if by_weight else None,
+        p_weight=weight,
+        weight_stride_class=weight.stride(0),
+        weight_stride_depth=weight.stride(1),
+        p_cells=cells_space,
+        p_features=features,
+        feature_stride_image=stride[0],
+        feature_stride_channel=stride[1],
+        feature_stride_row=stride[2],
+        feature_stride_column=stride[3],
+        p_weight_gradient=weights,
+        p_bias_gradient=bias,
+        batch=batch,
+        classes=classes,
+        channels=channels,
+        height=height,
+        width=width,
+        group_images=group_images,
+        group_tiles=group_tiles,
+        cell_tasks=cell_tasks,
+        weight_tasks=weight_tasks,
     )
     launch(
         backward_kernel, cell_tasks + weight_tasks + scatter_tasks, weight.device, job,

@@ -1,12 +1,12 @@
 """Block sizes by shape: every configuration the kernels are compiled in without being asked to tune.
 
-All tiles are powers of two, as Triton wants them. They are sized so that programs of four warps spill no registers and two
-or more fit on one multiprocessor (tests/ahead_of_time/table.py prints registers, shared memory and spills of each).
+All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that no register is
+spilled on sm_90 (tests/ahead_of_time/table.py prints registers, shared memory and spills of each).
 
-- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time: 16 KB of float32, a few in flight per program.
+- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time: 16 KB of float32, the next tile on its way meanwhile.
 - Projection is a plain tiled product. TF32 and halves go through tensor cores; exact float32 holds its operands in
-  registers and has half the tile, float64 half of that. Where tiles are too few to occupy the chip, the
-  channels are split so that about SPREAD programs work on it, in at most MAX_SPLITS parts.
+  registers and has half the tile, float64 half of that. Where tiles are too few to occupy the chip, the channels are
+  split so that about SPREAD programs work on it, in at most MAX_SPLITS parts.
 - class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers.
 - spatial, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
 """

@@ -194,4 +194,5 @@ def run_gram(
 
 def _given(logits: Tensor) -> Logits:
     """Logits (B, N, K) that wait for nothing."""
-    return Logits(logits, 0, *logits.stride(), None, 0, 1)
+    image, cell, depth = logits.stride()
+    return Logits(logits, 0, image, cell, depth, None, 0, 1)

@@ -1,7 +1,8 @@
 """The Gram stage: from local logits to every image's loss and dl/dz, as tasks of one launch.
 
-class: a task for every image and cell. spatial: for every image and scale. sample: three kinds of task, each waiting for
-the one before: normalise (every image and cell), losses of rows (every cell and block of images), gradient (the same).
+class: a task for every image and cell. spatial: for every image and scale. sample: three kinds of task, each waiting
+for the one before: normalise (every image and cell), losses of rows (every cell and block of images), gradient (the
+same).
 The last task of a group of images sums up their losses and folds dl/dz onto the base cells.
 """
 
@@ -145,7 +146,7 @@ def _sample_task(task, student, teacher, work, counters, batch, classes, tempera
     if task < prepared:
         image = task // FORM.CELLS
         cell = task % FORM.CELLS
-        scale, first, weight = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
+        scale, first, _ = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
         wait_for_logits(student, image)
         wait_for_logits(teacher, image)
         divisor = _normalize_cell(student, teacher, work, image, cell - first, first, scale, classes, FORM)
@@ -165,7 +166,7 @@ def _sample_losses(unit, blocks, work, counters, batch, classes, temperature, FO
     """The rows of a block of images in the Gram matrix of one cell."""
     cell = unit // blocks
     block = unit % blocks
-    scale, first, weight = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
+    _, _, weight = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
     group = cell // work.group_cells
     cells = tl.minimum(work.group_cells, FORM.CELLS - group * work.group_cells)
     wait_for(counters.p_cells + group, cells * batch)
@@ -194,7 +195,7 @@ def _sample_gradient(unit, blocks, work, counters, batch, classes, temperature, 
     """dl/dz of a block of images at one cell."""
     cell = unit // blocks
     block = unit % blocks
-    scale, first, weight = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
+    _, _, weight = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
     group = cell // work.group_cells
     cells = tl.minimum(work.group_cells, FORM.CELLS - group * work.group_cells)
     wait_for(counters.p_rows + group, cells * blocks)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -77,7 +76,7 @@ def icd_loss(
     save_gradient: bool,
     save_pooled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator icd_loss (icd_kernels/operators.py): loss, dl/dz (or logits) and pooled features for the backward."""
+    """The operator icd_loss (icd_kernels/operators.py): loss, and dl/dz (or logits) and pooled features to save."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     dtype = compute_dtype(*tensors)
     batch, classes = student_features.shape[0], student_weight.shape[0]

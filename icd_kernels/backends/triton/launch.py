@@ -36,7 +36,9 @@ def _tuned(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any) ->
     if key not in _TUNED:
         if torch.cuda.is_current_stream_capturing():
             return configs.AUTOTUNE_CHOICES[0]
-        timings = [_milliseconds(_run, kernel, programs, args, constants, *choice) for choice in configs.AUTOTUNE_CHOICES]
+        timings = [
+            _milliseconds(_run, kernel, programs, args, constants, *choice) for choice in configs.AUTOTUNE_CHOICES
+        ]
         _TUNED[key] = configs.AUTOTUNE_CHOICES[timings.index(min(timings))]
     return _TUNED[key]
 

@@ -33,7 +33,7 @@ def interprets() -> bool:
 
 def register() -> torch.library.Library:
     """Defines the operators. The library keeps them registered for as long as it lives."""
-    library = torch.library.Library(OPERATORS, "DEF")  # noqa: TOR901
+    library = torch.library.Library(OPERATORS, "DEF")
     for schema in SCHEMAS:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for name, module in _MODULES.items():

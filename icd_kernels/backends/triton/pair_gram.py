@@ -9,8 +9,10 @@ import triton.language as tl
 
 
 @triton.jit
-def pair_losses(p_student, p_teacher, p_rows, stride_rows, block, count, stride, classes, temperature, FORM: tl.constexpr):
-    """KL of a block of rows [BLOCK]; writes their maxima and log normalisers (student's, then teacher's) to `p_rows`."""
+def pair_losses(
+    p_student, p_teacher, p_rows, stride_rows, block, count, stride, classes, temperature, FORM: tl.constexpr
+):
+    """KL of a block of rows; writes their maxima and log normalisers (student's, then teacher's) to `p_rows`."""
     o_rows = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
     student_max = tl.full((FORM.PAIR_BLOCK,), -float("inf"), FORM.ACC)
     teacher_max = student_max

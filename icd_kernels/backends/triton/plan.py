@@ -68,19 +68,25 @@ class NetworkPlan(NamedTuple):
     def arguments(self, features: Tensor, weight: Tensor, bias: Tensor | None, pooled: Tensor, logits: Tensor) -> Any:
         """The kernel's view of the network."""
         return Network(
-            features,
-            weight,
-            bias,
-            pooled,
-            logits,
-            *features.shape[1:],
-            *features.stride(),
-            *weight.stride(),
-            0 if bias is None else bias.stride(0),
-            self.group_images,
-            self.group_tiles,
-            self.pool_tasks,
-            self.project_tasks,
+            p_features=features,
+            p_weight=weight,
+            p_bias=bias,
+            p_pooled=pooled,
+            p_logits=logits,
+            channels=features.shape[1],
+            height=features.shape[2],
+            width=features.shape[3],
+            stride_image=features.stride(0),
+            stride_channel=features.stride(1),
+            stride_row=features.stride(2),
+            stride_column=features.stride(3),
+            stride_class=weight.stride(0),
+            stride_depth=weight.stride(1),
+            stride_bias=0 if bias is None else bias.stride(0),
+            group_images=self.group_images,
+            group_tiles=self.group_tiles,
+            pool_tasks=self.pool_tasks,
+            project_tasks=self.project_tasks,
         )
 
     def logits(self, logits: Tensor, arrivals: Tensor, batch: int, classes: int) -> Logits:

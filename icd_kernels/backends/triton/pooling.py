@@ -20,9 +20,7 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
     o_cells = (task // channel_blocks % cell_blocks) * CONSTANTS.CELL_BLOCK + tl.arange(0, CONSTANTS.CELL_BLOCK)
 
-    top, bottom, left, right = cell_windows(
-        o_cells, network.height, network.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS
-    )
+    top, bottom, left, right = cell_windows(o_cells, network.height, network.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS)
     p_map = network.p_features + image.to(tl.int64) * network.stride_image
     p_map += o_channels.to(tl.int64)[None, :] * network.stride_channel  # [1, CHANNELS]
     m_channels = (o_channels < network.channels)[None, :]

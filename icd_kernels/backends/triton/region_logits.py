@@ -36,9 +36,7 @@ def region_logits_kernel(
     if project < 0:
         pool_task(task, network, counters.p_student_pooled, NETWORK)
     elif cell_task < 0:
-        project_task(
-            project, network, counters.p_student_pooled, counters.p_student_logits, batch, classes, NETWORK
-        )
+        project_task(project, network, counters.p_student_pooled, counters.p_student_logits, batch, classes, NETWORK)
     else:
         image = cell_task // FORM.CELLS + tl.zeros((1,), tl.int32)
         cell = cell_task % FORM.CELLS
