@@ -11,6 +11,7 @@ from pathlib import Path
 import ptxas
 import pytest
 import torch
+from torch.utils.cpp_extension import include_paths
 
 from icd_kernels import icd_loss
 from icd_kernels.backends.base import BackendUnavailableError
@@ -47,7 +48,7 @@ class TestKernels:
     def test_the_cuda_side_of_the_launcher_compiles(self, name: str, tmp_path: Path) -> None:
         """Against the CPU build's headers; the rest of the launcher is compiled by test_cuda_emulated.py."""
         command = ["nvcc", "-std=c++20", "-Werror", "all-warnings", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
-        includes = [f"-I{path}" for path in ptxas.include_paths()]
+        includes = [f"-I{path}" for path in include_paths()]
         source = str(ROOT / "csrc" / "cuda" / f"{name}.cpp")
         command += ['-DICD_CUDA_BUILD=\\"test\\"', *includes, "-c", source, "-o", str(tmp_path / "object.o")]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)

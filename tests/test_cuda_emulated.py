@@ -136,7 +136,7 @@ class TestLaunches:
         student, teacher = Case().local_logits()
         student.requires_grad_()
         losses: list[Tensor] = []
-        options = {"gram": gram, "reduction": reduction}
+        options: dict[str, Any] = {"gram": gram, "reduction": reduction}
         assert counted(lambda: losses.append(gram_kl(student, teacher, backend=EMULATED, **options))) == (1, 1)
         waits = gram == "sample" and reduction == "none"
         assert counted(lambda: losses[0].sum().backward()) == ((1, 1) if waits else (1, 0))
