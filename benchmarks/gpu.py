@@ -2,7 +2,7 @@
 
 Every workload x {float32, TF32, bfloat16} x {released spatial, paper class}: GPU time of forward + backward, by replays
 of a CUDA graph whose inputs rotate through more memory than the L2 cache holds, and host time per call. Beside it stand
-eager PyTorch, `torch.compile` (default and max-autotune), and the floor: every input read once and each gradient written
+eager PyTorch, `torch.compile` (default and max-autotune), and the floor: every input read and each gradient written
 once at the rate of a copy measured in the same run. A rival is timed only after its result was found correct.
 """
 

@@ -151,4 +151,4 @@ def _stretches(given: dict[str, Any], programs: int) -> list[int]:
 
 def bits(*tensors: torch.Tensor) -> list[bytes]:
     """What tensors hold, to be compared to the bit."""
-    return [tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors]
+    return [tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors]

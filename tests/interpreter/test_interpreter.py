@@ -16,7 +16,6 @@ from cases import (
     DTYPES,
     GRAMS,
     LAYOUTS,
-    NORMALIZATIONS,
     PYRAMIDS,
     REDUCTIONS,
     STUDENT,
@@ -133,14 +132,16 @@ class TestManyBlocks:
     }
 
     @pytest.mark.parametrize("gram", GRAMS)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("name", sorted(CASES))
-    def test_icd_loss(self, gram: str, dtype: torch.dtype, name: str) -> None:
+    def test_icd_loss(self, gram: str, name: str) -> None:
         case = self.CASES[name]
         heavy = {"class": ("cells", "folded cells", "images"), "sample": ("cells", "folded cells")}
         if name in heavy.get(gram, ()):  # as many tasks as cells and images; one scale holds them all
             case = replace(case, options={**case.options, "scales": (4,), "normalize": "l2"}, batch=min(case.batch, 34))
-        networks = (replace(n, dtype=dtype, weight_dtype=dtype, bias_dtype=None) for n in (case.student, case.teacher))
+        networks = (
+            replace(n, dtype=torch.float32, weight_dtype=torch.float32, bias_dtype=None)
+            for n in (case.student, case.teacher)
+        )
         student, teacher = networks
         case = replace(case, student=student, teacher=teacher, options={**case.options, "gram": gram})
         if name == "images" and gram == "class":
@@ -149,8 +150,9 @@ class TestManyBlocks:
 
 
 class TestInputs:
-    @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-    @pytest.mark.parametrize("weight_layout", sorted(WEIGHT_LAYOUTS))
+    @pytest.mark.parametrize(
+        ("layout", "weight_layout"), list(zip(sorted(LAYOUTS), 3 * sorted(WEIGHT_LAYOUTS), strict=False))
+    )
     def test_layouts(self, layout: str, weight_layout: str) -> None:
         network = Network(3, 4, 2, layout=layout, weight_layout=weight_layout)
         case = Case(student=network, teacher=network, options={**SMALL, "gram": "spatial"})
@@ -193,14 +195,12 @@ class TestInputs:
 
 class TestHardNumbers:
     @pytest.mark.parametrize("gram", GRAMS)
-    @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-    @pytest.mark.parametrize("magnitude", [1e4, 1e-4, 0.0])
+    @pytest.mark.parametrize(("normalize", "magnitude"), [("none", 1e4), ("none", 1e-4), ("l2", 0.0), ("zscore", 0.0)])
     def test_magnitudes(self, gram: str, normalize: str, magnitude: float) -> None:
-        for dtype in (torch.float64, torch.float32):
-            case = Case(options={**SMALL, "gram": gram, "normalize": normalize, "reduction": "none"})
-            student, teacher = (logits.to(dtype) for logits in case.local_logits())
-            for inputs in ((student * magnitude, teacher), (student, teacher * magnitude)):
-                assert_no_worse_than_eager(replace(gram_kl_problem(case), inputs=inputs), TRITON)
+        case = Case(options={**SMALL, "gram": gram, "normalize": normalize, "reduction": "none"})
+        student, teacher = (logits.float() for logits in case.local_logits())
+        for inputs in ((student * magnitude, teacher), (student, teacher * magnitude)):
+            assert_no_worse_than_eager(replace(gram_kl_problem(case), inputs=inputs), TRITON)
 
     @pytest.mark.parametrize("gram", GRAMS)
     @pytest.mark.parametrize("temperature", [1e-2, 1e3])
@@ -209,9 +209,10 @@ class TestHardNumbers:
         assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
 
     @pytest.mark.parametrize("gram", GRAMS)
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-    @pytest.mark.parametrize("where", Tensors._fields)
-    def test_not_finite(self, gram: str, value: float, where: str) -> None:
+    @pytest.mark.parametrize(
+        ("where", "value"), list(zip(Tensors._fields, 2 * (torch.nan, torch.inf, -torch.inf), strict=True))
+    )
+    def test_not_finite(self, gram: str, where: str, value: float) -> None:
         tensors = Case().tensors()
         getattr(tensors, where).view(-1)[1] = value
         tensors = tensors.requiring_grad(*STUDENT)
@@ -244,7 +245,11 @@ class TestHardNumbers:
 
 
 @pytest.mark.parametrize(
-    "options", [*option_grid(pyramid="nested", normalize="l2"), *option_grid(reduction="mean", normalize="none")]
+    "options",
+    [
+        *option_grid(pyramid="nested", normalize="l2", reduction="none"),
+        *option_grid(pyramid="adaptive", normalize="none", reduction="mean"),
+    ],
 )
 class TestPrograms:
     """Which program does what, and when, changes nothing."""
@@ -268,9 +273,21 @@ class TestPrograms:
 
 
 class _Kernels(TorchDispatchMode):
-    """Notes the operations that would launch something on a GPU."""
+    """Notes the operations that would launch something on a GPU; `set_` is the interpreter's own."""
 
-    QUIET = ("empty", "view", "split", "select", "transpose", "detach", "alias", "slice", "as_strided", "unbind")
+    QUIET = (
+        "empty",
+        "view",
+        "split",
+        "select",
+        "transpose",
+        "detach",
+        "alias",
+        "slice",
+        "as_strided",
+        "unbind",
+        "set_",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,7 +301,7 @@ class _Kernels(TorchDispatchMode):
 
 
 class TestLaunches:
-    @pytest.mark.parametrize("options", option_grid())
+    @pytest.mark.parametrize("options", option_grid(pyramid="nested", normalize="l2"))
     def test_one_forward_and_at_most_two_backward(self, options: dict[str, Any]) -> None:
         case = Case(student=Network(2, 2, 2, dtype=torch.bfloat16), options={"scales": (1, 2), **options})
         tensors = case.tensors().requiring_grad(*STUDENT)

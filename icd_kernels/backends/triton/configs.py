@@ -50,7 +50,7 @@ def pixel_block(pixels: int, dtype: torch.dtype) -> int:
 
 def channel_block(channels: int, dtype: torch.dtype) -> int:
     """Channels pooled, or scattered to, at a time."""
-    return power_of_two(channels, 16, 32 if dtype == torch.float64 else 64)
+    return power_of_two(channels, 16, 16 if dtype == torch.float64 else 64)
 
 
 def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
