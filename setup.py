@@ -62,8 +62,10 @@ def cuda_architectures() -> str:
             raise RuntimeError(f"ICD_KERNELS_CUDA=1, but {missing}")
         say(f"building without the CUDA kernels: {missing}.")
         return ""
-    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    return chosen or ";".join(name for name, first in ARCHITECTURES.items() if first <= nvcc) + "+PTX"
+    known = ";".join(name for name, first in ARCHITECTURES.items() if first <= nvcc)
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or f"{known}+PTX"
+    say(f"building the CUDA kernels for {architectures}.")
+    return architectures
 
 
 def usable_nvcc() -> tuple[tuple[int, ...], str]:
@@ -84,7 +86,7 @@ def usable_nvcc() -> tuple[tuple[int, ...], str]:
         return (), f"{nvcc} does not say its version"
     version = tuple(int(part) for part in found.groups())
     if version[0] != int(torch.version.cuda.split(".")[0]):
-        return version, f"nvcc {found[0]} and torch's CUDA {torch.version.cuda} are not of one major version"
+        return version, f"nvcc of {found[0]} and torch's CUDA {torch.version.cuda} are not of one major version"
     return version, ""
 
 

@@ -55,27 +55,78 @@ class TestKernels:
         assert finished.returncode == 0, finished.stderr
 
 
-def build_says(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+STUB_OF_TORCH = """
+import os
+from setuptools import Command, Extension
+CUDA_HOME = os.environ.get("CUDA_HOME")
+class BuildExtension(Command):
+    with_options = classmethod(lambda cls, **options: cls)
+def CUDAExtension(name, sources, py_limited_api, **arguments):
+    return Extension(name, sources)
+CppExtension = CUDAExtension
+"""
+
+
+def build_says(**environment: str) -> subprocess.CompletedProcess[str]:
     """`setup.py --version` decides about CUDA and builds nothing."""
     command = [sys.executable, str(ROOT / "setup.py"), "--version"]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ICD_KERNELS_")}
+    decisive = ("ICD_KERNELS_", "CUDA_", "TORCH_CUDA_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(decisive)}
     return subprocess.run(
         command, cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, check=False
     )
 
 
+def build_with(folder: Path, torch_cuda: str, nvcc: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The decision with a torch of CUDA `torch_cuda` and an nvcc that says it is of release `nvcc`."""
+    utils = folder / "torch" / "utils"
+    utils.mkdir(parents=True)
+    (folder / "torch" / "__init__.py").write_text(f"__version__ = '0'\nclass version:\n    cuda = '{torch_cuda}'\n")
+    (utils / "__init__.py").touch()
+    (utils / "cpp_extension.py").write_text(STUB_OF_TORCH)
+    compiler = folder / "bin" / "nvcc"
+    compiler.parent.mkdir()
+    compiler.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.1'\n")
+    compiler.chmod(0o755)
+    return build_says(PYTHONPATH=str(folder), CUDA_HOME=str(folder), **environment)
+
+
 class TestSetup:
     @pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built with CUDA, so nothing is missing")
-    def test_demanded_and_missing_is_an_error(self, tmp_path: Path) -> None:
-        finished = build_says(tmp_path, ICD_KERNELS_CUDA="1")
+    def test_demanded_and_missing_is_an_error(self) -> None:
+        finished = build_says(ICD_KERNELS_CUDA="1")
         assert finished.returncode != 0
         assert "ICD_KERNELS_CUDA=1, but torch" in finished.stderr
         assert "is built without CUDA" in finished.stderr
 
-    def test_refused(self, tmp_path: Path) -> None:
-        finished = build_says(tmp_path, ICD_KERNELS_CUDA="0")
+    def test_refused(self) -> None:
+        finished = build_says(ICD_KERNELS_CUDA="0")
         assert finished.returncode == 0, finished.stderr
-        assert "CUDA" not in finished.stderr
+        assert "CUDA kernels" not in finished.stderr
+
+    @pytest.mark.parametrize(
+        ("torch_cuda", "nvcc", "architectures"),
+        [("13.0", "13.0", "8.0;9.0;10.0+PTX"), ("13.0", "13.10", "8.0;9.0;10.0+PTX"), ("12.4", "12.4", "8.0;9.0+PTX")],
+    )
+    def test_architectures(self, tmp_path: Path, torch_cuda: str, nvcc: str, architectures: str) -> None:
+        finished = build_with(tmp_path, torch_cuda, nvcc)
+        assert finished.returncode == 0, finished.stderr
+        assert f"building the CUDA kernels for {architectures}." in finished.stderr
+
+    def test_architectures_by_choice(self, tmp_path: Path) -> None:
+        finished = build_with(tmp_path, "13.0", "13.0", TORCH_CUDA_ARCH_LIST="9.0a 12.0")
+        assert "building the CUDA kernels for 9.0a 12.0." in finished.stderr
+
+    def test_versions_are_not_compared_as_strings(self, tmp_path: Path) -> None:
+        finished = build_with(tmp_path, "13.0", "9.2")
+        assert finished.returncode == 0, finished.stderr
+        assert "building without the CUDA kernels: nvcc of release 9.2 and torch's CUDA 13.0" in finished.stderr
+
+    def test_no_compiler(self, tmp_path: Path) -> None:
+        build_with(tmp_path, "13.0", "13.0")
+        (tmp_path / "bin" / "nvcc").unlink()
+        finished = build_says(PYTHONPATH=str(tmp_path), CUDA_HOME=str(tmp_path))
+        assert "building without the CUDA kernels: there is no nvcc" in finished.stderr
 
 
 class TestMissing:
