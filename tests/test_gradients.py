@@ -284,13 +284,17 @@ class TestLayout:
         network = Network(shape[1], *shape[2:], layout=layout, dtype=dtype)
         tensors = Case(batch=shape[0], student=network).tensors().requiring_grad("student_features")
         features = tensors.student_features
-        result = loss_of(tensors, backend) if function == "icd_loss" else region_logits(*tensors[:3], backend=backend)
-        (got,) = grad(result, features, torch.ones_like(result))
-        assert got.shape == features.shape
+        got, expected = (self.gradient(function, tensors, name) for name in (backend, "reference"))
+        tolerance = 0.01 if dtype == torch.bfloat16 else 1e-11
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
         assert got.dtype == dtype
         assert is_dense(got)
         if not layout.startswith("expanded"):
             assert order_of_strides(got) == order_of_strides(features)
+
+    def gradient(self, function: str, tensors: Tensors, backend: str) -> Tensor:
+        result = loss_of(tensors, backend) if function == "icd_loss" else region_logits(*tensors[:3], backend=backend)
+        return grad(result, tensors.student_features, torch.ones_like(result))[0]
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "token_grid"])
     def test_a_dense_layout_keeps_its_strides(self, backend: str, layout: str) -> None:
