@@ -89,6 +89,7 @@ class Configuration:
         regions_backward: Any = backward.region_logits_backward
         kl: Any = gram_kl.gram_kl
 
+        loss(student, student_head, bias, teacher, teacher_head, bias, *options, False, False)
         result = loss(student, student_head, bias, teacher, teacher_head, bias, *options, True, True)
         loss_backward(result[0], *result[1:], student_head, *layout, *options, every)
         logits, pooled = regions(student, student_head, bias, SCALES, pyramid, True)

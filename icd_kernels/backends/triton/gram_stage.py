@@ -155,7 +155,7 @@ def _sample_task(task, student, teacher, work, counters, batch, classes, tempera
         arrive(counters.p_cells + cell // work.group_cells)
     elif task < prepared + FORM.CELLS * blocks:
         _sample_losses(task - prepared, blocks, work, counters, batch, classes, temperature, FORM)
-    else:
+    elif FORM.GRADIENT:
         _sample_gradient(
             task - prepared - FORM.CELLS * blocks, blocks, work, counters, batch, classes, temperature, FORM
         )
