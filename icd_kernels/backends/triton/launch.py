@@ -7,19 +7,35 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import triton.language as tl
 
 from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton.operators import interprets
 
 _TUNED: dict[Any, tuple[int, int]] = {}
 
 
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
     """Launches `kernel` with that many programs on the current stream of `device`."""
+    if not interprets():
+        constants = {name: _group(value) for name, value in constants.items()}
     with _on(device):
         warps, stages = configs.WARPS, configs.STAGES
         if configs.autotunes() and device.type == "cuda":
             warps, stages = _tuned(kernel, programs, args, constants)
         _run(kernel, programs, args, constants, warps, stages)
+
+
+def _wrapped(constants: Any) -> Any:
+    """A group of constants with every field a `tl.constexpr`: Triton 3.6 hands no plain field on to a helper."""
+    if isinstance(constants, tuple) and hasattr(constants, "_fields"):
+        constants = _group(constants)
+    return tl.constexpr(constants)
+
+
+def _group(constants: Any) -> Any:
+    is_group = isinstance(constants, tuple) and hasattr(constants, "_fields")
+    return type(constants)(*map(_wrapped, constants)) if is_group else constants
 
 
 def _run(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, warps: int, stages: int) -> None:
