@@ -17,8 +17,7 @@ _PRESET_OVERRIDES = ("gram", "pyramid", "normalize", "temperature", "scales", "s
 
 def make_device(options: Options) -> torch.device:
     """The device of --device; --threads takes effect."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(options.device)
@@ -51,7 +50,7 @@ def resolved(options: Options, icd: ICDLoss, device: torch.device) -> dict[str, 
         "icd_weight": _icd_weight(options, icd),
         "backend": icd.backend,
         "device": str(device),
-        "threads": torch.get_num_threads(),
+        "threads": options.threads,
     }
 
 
