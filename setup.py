@@ -116,7 +116,7 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
         say("Install torch first, then: pip install --no-build-isolation .")
         return [], {}
 
-    class BuildOrSay(BuildExtension):  # type: ignore[misc]
+    class BuildOrSay(BuildExtension):
         """Builds the extension; where that fails and it was not demanded, says why and installs the rest."""
 
         def run(self) -> None:
@@ -130,7 +130,7 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
                 say("It needs a C++20 compiler (g++ or clang++); ICD_KERNELS_EXTENSION=1 makes this an error.")
                 if architectures:
                     say("ICD_KERNELS_CUDA=0 builds it without the CUDA kernels.")
-                self.extensions = []
+                self.extensions: list[Extension] = []
 
     flags = {"cxx": COMPILE_FLAGS}  # ... and OpenMP's runtime is the one torch has loaded, so none is linked
     if architectures:
