@@ -251,8 +251,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         type=_positive_int,
         default=1,
         metavar="N",
-        help="CPU threads; networks as small as these gain little from more, and lose much where another program keeps "
-        "a core busy. The numbers depend on it in their last digits (default: %(default)s thread)",
+        help="CPU threads. They wait for each other at every layer of networks this small, so that more than one can "
+        "take many times longer where another program keeps a core busy; the numbers depend on it in their last digits "
+        "(default: %(default)s thread)",
     )
 
 
