@@ -227,8 +227,9 @@ class TestBackend:
 
     def test_available_ones_are_known_and_in_order(self) -> None:
         order = ("triton", "cuda", "cpp", "reference")
-        assert available_backends() == tuple(name for name in order if name in available_backends())
-        assert available_backends()[-1] == "reference"
+        ours = [name for name in available_backends() if name in order]  # other tests may register one of their own
+        assert ours == [name for name in order if name in ours]
+        assert ours[-1] == "reference"
 
     def test_environment_variable_sets_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of "auto" alone: a named backend is the named one."""
