@@ -1,0 +1,20 @@
+"""What one network makes of a batch: the value that networks, taps and objectives hand to each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from icd_kernels.heads import Head
+
+
+class NetworkOutput(NamedTuple):
+    """A network's logits and, where they are known, the map and the head behind them."""
+
+    logits: Tensor
+    """(B, K)"""
+    features: Tensor | None = None
+    """(B, C, H, W): the penultimate map, whose mean the head classifies."""
+    head: Head | None = None
+    """An `nn.Linear`, a 1 x 1 `nn.Conv2d`, or a (weight, bias) pair."""
