@@ -18,6 +18,23 @@ PRESETS = {"paper": ICDLoss.paper, "released": ICDLoss.released}
 
 EVERY_METHOD = {"ce_weight": 1.0, "base_weight": 1.0, "ramp_epochs": 0, "label_smoothing": 0.0, "reduction": "mean"}
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "sp": {"base_weight": 3000.0},
+    "crd": {
+        "base_weight": 0.8,
+        "student_channels": None,
+        "teacher_channels": None,
+        "dataset_size": None,
+        "labels": None,
+        "num_negatives": 16384,
+        "embedding_size": 128,
+        "momentum": 0.5,
+        "temperature": 0.07,
+    },
+    "ldrld": {"temperature": 4.0, "top_k": 7, "alpha": 10.5, "beta": 7.0},
+}
+"""The rivals without local logits. CRD's sizes, None here, have to be given."""
+
 GLOBAL: dict[str, dict[str, Any]] = {
     "kd": {"ce_weight": 0.1, "base_weight": 0.9, "temperature": 4.0},
     "dkd": {"ramp_epochs": 20, "temperature": 4.0, "alpha": 1.0, "beta": 2.0},
@@ -29,6 +46,8 @@ LOCAL: dict[str, dict[str, Any]] = {**GLOBAL, "nkd": {"ramp_epochs": 20, "temper
 
 def defaults(method: str, *, released: bool, preset: str | None, local_base: bool) -> dict[str, Any]:
     """The options of a method by name, with their defaults. `preset` and `local_base` matter to iCD alone."""
+    if method in OTHERS:
+        return {**EVERY_METHOD, **OTHERS[method]}
     family, _, base = method.rpartition("-")
     is_local = family == "sd" or (family == "icd" and local_base)
     options = {**EVERY_METHOD, **(LOCAL if is_local else GLOBAL)[base]}

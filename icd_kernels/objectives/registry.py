@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from icd_kernels.objectives.batch import Needs
 from icd_kernels.objectives.defaults import METHODS, PRESETS, defaults
-from icd_kernels.objectives.objective import Objective, Parts
+from icd_kernels.objectives.objective import Objective
 from icd_kernels.objectives.options import check_count, check_flag, check_number
-from icd_kernels.objectives.sdd import make_row_settings
-from icd_kernels.objectives.terms import RELEASED_SCALES, ICDTerm, Regions, RowTerm
-from icd_kernels.options import REDUCTIONS, check_choice, check_pyramid, check_scales, make_options
-
-Values = dict[str, Any]
+from icd_kernels.objectives.parts import OTHER_PARTS, Values, make_logit_parts
+from icd_kernels.options import REDUCTIONS, check_choice
 
 
 def make_objective(
@@ -55,7 +51,10 @@ def make_objective(
     if unknown:
         raise TypeError(f"method {method!r} has no option {unknown[0]!r}; it has {', '.join(sorted(values))}")
     values = _check_common({**values, **options})
-    parts = _make_logit_parts(method, values, backend, released, local_base)
+    if method in OTHER_PARTS:
+        parts = OTHER_PARTS[method](values)
+    else:
+        parts = make_logit_parts(method, values, backend, released, local_base)
     settings = {"method": method, "num_classes": num_classes, "released": released, **values}
     if is_icd:
         settings["local_base"] = local_base
@@ -69,53 +68,3 @@ def _check_common(values: Values) -> Values:
         raise ValueError(f"label_smoothing must be between 0 and 1, got {smoothing!r}")
     check_choice("reduction", values["reduction"], REDUCTIONS)
     return {**values, **checked, "label_smoothing": smoothing}
-
-
-def _make_logit_parts(method: str, values: Values, backend: str, released: bool, local_base: bool) -> Parts:
-    """KD, DKD and NKD, their SD-* and their iCD. `values` becomes what was checked."""
-    family, _, base = method.rpartition("-")
-    is_local = family == "sd" or (family == "icd" and local_base)
-    row_term = _make_row_term(base, values, is_local=is_local, released=released)
-    if not family:
-        return Parts(base, row_term)
-    scales = values["scales"] = check_scales(values["scales"])
-    check_pyramid(values["pyramid"])
-    if is_local and scales[0] != 1:
-        raise ValueError(f"scales must begin with 1 for SD-*, whose first region is the whole image, got {scales!r}")
-    if released and scales != RELEASED_SCALES[: len(scales)]:
-        raise ValueError(f"scales must be (1,), (1, 2) or (1, 2, 4) with released=True, got {scales!r}")
-    regions = Regions(scales, values["pyramid"], backend, released) if is_local or released else None
-    icd = _make_icd_term(values, backend, released) if family == "icd" else None
-    return Parts(f"sd-{base}" if is_local else base, row_term, icd, regions, Needs(features=True, head=True))
-
-
-def _make_row_term(base: str, values: Values, *, is_local: bool, released: bool) -> RowTerm:
-    numbers = {name: values.get(name, 0.0) for name in ("alpha", "beta", "gamma")}
-    settings = make_row_settings(values["temperature"], **numbers)
-    values.update({name: value for name, value in settings._asdict().items() if name in values})
-    weight = 1.0
-    if is_local:
-        weight = values["complementary_weight"] = check_number("complementary_weight", values["complementary_weight"])
-    is_faulty = released and (is_local or base != "nkd")  # the global NKD is released without a fault
-    return RowTerm(base, settings, is_local=is_local, complementary_weight=weight, released=is_faulty)
-
-
-def _make_icd_term(values: Values, backend: str, released: bool) -> ICDTerm:
-    options = make_options(
-        scales=values["scales"],
-        gram=values["gram"],
-        pyramid=values["pyramid"],
-        normalize=values["normalize"],
-        temperature=values["icd_temperature"],
-        scale_weights=values["scale_weights"],
-    )
-    values["icd_weight"] = check_number("icd_weight", values["icd_weight"])
-    values["scale_weights"] = options.scale_weights
-    values["icd_temperature"] = options.temperature
-    if not released:
-        return ICDTerm(options, backend)
-    return ICDTerm(options._replace(temperature=RELEASED_TEMPERATURE), backend, factor=options.temperature**2)
-
-
-RELEASED_TEMPERATURE = 2.0
-"""The released code's iCD divides by this whatever its argument, which only multiplies the loss by its square."""

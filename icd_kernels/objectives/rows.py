@@ -42,23 +42,23 @@ def kd_rows(student: Tensor, teacher: Tensor, target: Tensor, settings: RowSetti
 
 
 def dkd_rows(student: Tensor, teacher: Tensor, target: Tensor, settings: RowSettings) -> Tensor:
-    """T² (α TCKD + β NCKD) (Zhao et al., arXiv:2203.08679, eq. 7).
+    """T² (α TCKD + β NCKD) (Zhao et al., arXiv:2203.08679).
 
     TCKD is the KL of (true class, all others), NCKD the KL among the others, both softened.
     """
     q, p = (split_rows(logits / settings.temperature, target) for logits in (student, teacher))
-    target_kl = p.log_true.exp() * (p.log_true - q.log_true) + p.log_rest.exp() * (p.log_rest - q.log_rest)
+    target_kl = binary_kl(q.margin, p.margin)
     others_kl = kl(q.log_others, p.log_others)
     return settings.temperature**2 * (settings.alpha * target_kl + settings.beta * others_kl)
 
 
 def nkd_rows(student: Tensor, teacher: Tensor, target: Tensor, settings: RowSettings) -> Tensor:
-    """-p_t(y) log p_s(y) - γ T² Σ_{i≠y} p̂_t(i) log p̂_s(i) (Yang et al., arXiv:2303.13005, eq. 8 and 9).
+    """-p_t(y) log p_s(y) - γ T² Σ_{i≠y} p̂_t(i) log p̂_s(i) (Yang et al., arXiv:2303.13005).
 
     p is the softmax at temperature 1, p̂ that of the other classes among themselves at temperature T.
     """
     q, p = (split_rows(logits, target) for logits in (student, teacher))
-    target_term = p.log_true.exp() * q.log_true
+    target_term = p.margin.sigmoid() * F.logsigmoid(q.margin)
     if settings.temperature != 1:
         q, p = (split_rows(logits / settings.temperature, target) for logits in (student, teacher))
     others_term = (p.log_others.exp() * q.log_others).sum(1)
@@ -69,14 +69,12 @@ ROW_LOSSES: dict[str, RowLoss] = {"kd": kd_rows, "dkd": dkd_rows, "nkd": nkd_row
 
 
 class SplitRows(NamedTuple):
-    """Log-probabilities of a row cut around its true class."""
+    """A row cut around its true class."""
 
-    log_true: Tensor
-    """[B, N]: of the true class."""
-    log_rest: Tensor
-    """[B, N]: of all other classes together."""
+    margin: Tensor
+    """[B, N]: log-odds of the true class, its logit less the logsumexp of the others."""
     log_others: Tensor
-    """[B, K-1, N]: of each other class, given that it is not the true one."""
+    """[B, K-1, N]: log-probability of each other class, given that it is not the true one."""
 
 
 def split_rows(logits: Tensor, target: Tensor) -> SplitRows:
@@ -86,10 +84,15 @@ def split_rows(logits: Tensor, target: Tensor) -> SplitRows:
     classes = torch.arange(logits.shape[1] - 1, device=logits.device)[None, :, None]
     others = torch.where(classes < index, logits[:, :-1], logits[:, 1:])  # [B, K-1, N]
     log_others_sum = others.logsumexp(1)
-    margin = true - log_others_sum
-    return SplitRows(F.logsigmoid(margin), F.logsigmoid(-margin), others - log_others_sum[:, None])
+    return SplitRows(true - log_others_sum, others - log_others_sum[:, None])
 
 
 def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     """KL(p ‖ q) over dimension 1 of log-probabilities."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def binary_kl(margin_q: Tensor, margin_p: Tensor) -> Tensor:
+    """KL(p ‖ q) of two outcomes whose log-odds are given: p(1) = sigmoid(margin_p)."""
+    at_true = margin_p.sigmoid() * (F.logsigmoid(margin_p) - F.logsigmoid(margin_q))
+    return at_true + (-margin_p).sigmoid() * (F.logsigmoid(-margin_p) - F.logsigmoid(-margin_q))

@@ -96,7 +96,7 @@ def sdd_rows(
         rows = ROW_LOSSES[base](student, teacher, target, settings)
     if student.shape[2] == 1 or complementary_weight == 1:
         return rows
-    return torch.where(complementary(teacher, target), complementary_weight * rows, rows)
+    return rows * complementary(teacher, target).to(rows.dtype).mul_(complementary_weight - 1).add_(1)
 
 
 def complementary(teacher: Tensor, target: Tensor) -> Tensor:
