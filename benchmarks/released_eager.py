@@ -45,7 +45,7 @@ def icd_loss(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
 ) -> Tensor:
-    """The iCD term alone, with the arguments of `icd_kernels.icd_loss` and the value of `ICDLoss.released(weight=1)`."""
+    """The iCD term alone: the arguments of `icd_kernels.icd_loss`, the value of `ICDLoss.released(weight=1)`."""
     student = region_logits(student_features, student_weight, student_bias)
     with torch.no_grad():
         teacher = region_logits(teacher_features, teacher_weight, teacher_bias)

@@ -19,7 +19,7 @@ TRUE_CLASS_PENALTY = 1000.0
 
 def rows(base: str, student: Tensor, teacher: Tensor, target: Tensor, settings: RowSettings) -> Tensor:
     """Every row's loss (B, N), with 0 in place of NaN. Logits (B, K, N), class indices (B,)."""
-    loss = _ROW_LOSSES[base]
+    loss = ROW_LOSSES[base]
     with torch.no_grad():
         is_nan = loss(student, teacher, target, settings).isnan()  # [B, N]
     safe_student, safe_teacher = (logits.masked_fill(is_nan[:, None], 0.0) for logits in (student, teacher))
@@ -64,4 +64,4 @@ def _true_and_rest(probabilities: Tensor, is_true: Tensor) -> Tensor:
     return torch.stack((true, rest), dim=1)
 
 
-_ROW_LOSSES: dict[str, RowLoss] = {"kd": kd_rows, "dkd": dkd_rows, "nkd": nkd_rows}
+ROW_LOSSES: dict[str, RowLoss] = {"kd": kd_rows, "dkd": dkd_rows, "nkd": nkd_rows}
