@@ -1,8 +1,8 @@
 """`python -m benchmarks.objective_stability`: what large logits make of each base loss, ours and as released.
 
-Rows are those of a confident student that is wrong: its true class far below the others, the teacher's far above. A cell
-is the largest finite loss of 20 rows, how many are not finite, and how many of 200 gradients. The released code puts 0
-in place of NaN; here its formulas are seen before that.
+Rows are those of a confident student that is wrong: its true class far below the others, the teacher's far above. A
+cell is the largest finite loss of 20 rows, how many are not finite, and how many of their 200 gradients. The released
+code puts 0 in place of NaN; here its formulas are seen before that.
 """
 
 from __future__ import annotations

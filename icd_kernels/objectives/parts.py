@@ -95,6 +95,7 @@ def _make_row_term(base: str, values: Values, *, is_local: bool, released: bool)
 
 
 def _make_icd_term(values: Values, backend: str, released: bool) -> ICDTerm:
+    check_temperature(values["icd_temperature"], "icd_temperature")
     options = make_options(
         scales=values["scales"],
         gram=values["gram"],

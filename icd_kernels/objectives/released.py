@@ -55,7 +55,8 @@ def nkd_rows(student: Tensor, teacher: Tensor, target: Tensor, settings: RowSett
 
 def _is_true(logits: Tensor, target: Tensor) -> Tensor:
     """One-hot of the true class, [B, K, 1]."""
-    return F.one_hot(target, logits.shape[1]).to(logits.dtype)[:, :, None]
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return (classes == target[:, None]).to(logits.dtype)[:, :, None]
 
 
 def _true_and_rest(probabilities: Tensor, is_true: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Written apart from icd_kernels.objectives, like tests/definition.py. A row is a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 Row = Sequence[float]
@@ -37,7 +37,7 @@ def kd(student: Row, teacher: Row, y: int, temperature: float, **_: float) -> fl
 
 
 def dkd(student: Row, teacher: Row, y: int, temperature: float, alpha: float, beta: float, **_: float) -> float:
-    target = kl(*(_true_and_rest(row, y, temperature) for row in (teacher, student)), 1.0)
+    target = kl(_true_and_rest(teacher, y, temperature), _true_and_rest(student, y, temperature), 1.0)
     others = kl(without(teacher, y), without(student, y), temperature)
     return temperature**2 * (alpha * target + beta * others)
 
@@ -73,8 +73,8 @@ def released_dkd(
         p = [math.exp(value) for value in log_softmax(row, temperature)]
         pairs.append((p[y], sum(without(p, y))))
     target = sum(_released_term(p, q) for p, q in zip(*pairs, strict=True))
-    pushed = [[value / temperature - 1000.0 * (k == y) for k, value in enumerate(row)] for row in (teacher, student)]
-    loss = temperature**2 * (alpha * target + beta * kl(*pushed, 1.0))
+    p, q = ([value / temperature - 1000.0 * (k == y) for k, value in enumerate(row)] for row in (teacher, student))
+    loss = temperature**2 * (alpha * target + beta * kl(p, q, 1.0))
     return 0.0 if math.isnan(loss) else loss
 
 
@@ -84,8 +84,9 @@ def _released_term(p: float, q: float) -> float:
     return entropy - p * (math.log(q) if q > 0 else -math.inf)
 
 
-ROWS = {"kd": kd, "dkd": dkd, "nkd": nkd}
-RELEASED_ROWS = {"kd": kd, "dkd": released_dkd, "nkd": released_nkd}
+RowLoss = Callable[..., float]
+ROWS: dict[str, RowLoss] = {"kd": kd, "dkd": dkd, "nkd": nkd}
+RELEASED_ROWS: dict[str, RowLoss] = {"kd": kd, "dkd": released_dkd, "nkd": released_nkd}
 
 
 def sdd(
@@ -94,8 +95,8 @@ def sdd(
     target: Sequence[int],
     base: str,
     complementary_weight: float,
+    settings: dict[str, float],
     released: bool = False,
-    **settings: float,
 ) -> list[float]:
     """Every image's mean over its regions, from logits [image][region][class]; region 0 is the whole image."""
     row_loss = (RELEASED_ROWS if released else ROWS)[base]
@@ -137,7 +138,7 @@ def crd(
     student: Matrix, teacher: Matrix, student_memory: Matrix, teacher_memory: Matrix, columns: list[list[int]],
     temperature: float, z: tuple[float, float] | None,
 ) -> tuple[list[float], tuple[float, float]]:  # fmt: skip
-    """Every image's loss from unit embeddings, and Z of both directions. A row of columns is the image's, then k others."""
+    """Every image's loss from unit embeddings, and Z of both directions; columns: the image's row, then k others."""
     rows, count = len(student_memory), len(columns[0]) - 1
     scores = [
         [

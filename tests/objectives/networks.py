@@ -33,8 +33,16 @@ class Example(NamedTuple):
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         """What the student trains: logits (a leaf here), features, weight and bias."""
-        weight, bias = self.student.head  # type: ignore[misc]
-        return self.student.logits, self.student.features, weight, bias  # type: ignore[return-value]
+        return self.student.logits, *map_and_head(self.student)
+
+
+def map_and_head(network: NetworkOutput) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, weight and bias of a network of :func:`example`, which has them all."""
+    assert network.features is not None
+    assert isinstance(network.head, tuple)
+    weight, bias = network.head
+    assert bias is not None
+    return network.features, weight, bias
 
 
 def example(

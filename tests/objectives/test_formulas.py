@@ -7,7 +7,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from networks import CLASSES, EVERY_METHOD, LOGIT_METHODS, example, objective_of
+from networks import CLASSES, EVERY_METHOD, LOGIT_METHODS, example, map_and_head, objective_of
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -39,7 +39,7 @@ class TestSDDLoss:
             released=released,
         )  # fmt: skip
         per_image = torch.tensor(
-            formulas.sdd(by_region(student), by_region(teacher), target.tolist(), base, 3.0, released, **SETTINGS)
+            formulas.sdd(by_region(student), by_region(teacher), target.tolist(), base, 3.0, SETTINGS, released)
         ).double()
         expected = {"mean": per_image.mean(), "sum": per_image.sum(), "none": per_image}[reduction]
         assert_close(got, expected.to(got.dtype), rtol=1e-6, atol=0)
@@ -49,16 +49,14 @@ class TestSDDLoss:
         student, teacher, target = local_logits(classes=2, regions=1)
         settings = {**SETTINGS, "temperature": temperature}
         got = sdd_loss(student, teacher, target, base=base, **settings, reduction="none", released=released)
-        expected = formulas.sdd(
-            by_region(student), by_region(teacher), target.tolist(), base, 2.0, released, **settings
-        )
+        expected = formulas.sdd(by_region(student), by_region(teacher), target.tolist(), base, 2.0, settings, released)
         assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
     def test_reads_any_strides_and_lower_precision(self, base: str, released: bool) -> None:
         student, teacher, target = local_logits()
         exact = sdd_loss(student, teacher, target, base=base, released=released)
-        turned = (tensor.transpose(1, 2).contiguous().transpose(1, 2).float() for tensor in (student, teacher))
-        got = sdd_loss(*turned, target, base=base, released=released)
+        student, teacher = (z.transpose(1, 2).contiguous().transpose(1, 2).float() for z in (student, teacher))
+        got = sdd_loss(student, teacher, target, base=base, released=released)
         assert got.dtype == torch.float32
         assert_close(got.double(), exact, rtol=1e-5, atol=0)
 
@@ -82,12 +80,13 @@ def test_logit_methods_are_made_of_their_parts(method: str) -> None:
     out = objective(batch.student, batch.teacher, batch.target, epoch=5)
     family, _, base = method.rpartition("-")
     regions = [
-        region_logits(network.features, *network.head, pyramid="adaptive") if family else network.logits[:, :, None]
+        region_logits(*map_and_head(network)) if family else network.logits[:, :, None]
         for network in (batch.student, batch.teacher)
     ]
     numbers = {name: settings[name] for name in SETTINGS if name in settings}
     weight = settings.get("complementary_weight", 1.0)
-    rows = formulas.sdd(*(by_region(logits) for logits in regions), batch.target.tolist(), base, weight, **numbers)
+    student, teacher = (by_region(logits) for logits in regions)
+    rows = formulas.sdd(student, teacher, batch.target.tolist(), base, weight, numbers)
     expected_base = sum(rows) / len(rows)
     base_name = f"sd-{base}" if family else base
     assert set(out.components) == {"ce", base_name} | ({"icd"} if family == "icd" else set())
@@ -106,8 +105,8 @@ def test_logit_methods_are_made_of_their_parts(method: str) -> None:
 def test_sp() -> None:
     batch = example()
     got = objective_of("sp", reduction="none")(*batch[:3]).components["sp"]
-    flat = (network.features.detach().flatten(1).tolist() for network in (batch.student, batch.teacher))
-    assert_close(got, torch.tensor(formulas.sp(*flat), dtype=torch.float64), rtol=1e-9, atol=0)
+    student, teacher = (map_and_head(network)[0].flatten(1).tolist() for network in (batch.student, batch.teacher))
+    assert_close(got, torch.tensor(formulas.sp(student, teacher), dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7, 8, 12])

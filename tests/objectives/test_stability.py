@@ -13,6 +13,9 @@ from benchmarks.objective_stability import SIZES, hard_rows
 from benchmarks.objective_stability import table as stability_table
 from icd_kernels import sdd_loss
 
+NUMBERS = {"temperature": 4.0, "alpha": 1.0, "beta": 2.0, "gamma": 2.0}
+"""The defaults of `sdd_loss`."""
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -25,11 +28,14 @@ def test_any_size_of_logits(base: str, size: float, dtype: torch.dtype) -> None:
     student.requires_grad_()
     loss = sdd_loss(student, teacher, target, base=base, reduction="none")
     exact_student, exact_teacher = (logits.detach().double() for logits in (student, teacher))
-    numbers = {"temperature": 4.0, "alpha": 1.0, "beta": 2.0, "gamma": 2.0}
     expected = formulas.sdd(
-        exact_student.transpose(1, 2).tolist(), exact_teacher.transpose(1, 2).tolist(), target.tolist(), base, 2.0,
-        **numbers,
-    )  # fmt: skip
+        exact_student.transpose(1, 2).tolist(),
+        exact_teacher.transpose(1, 2).tolist(),
+        target.tolist(),
+        base,
+        2.0,
+        NUMBERS,
+    )
     assert_close(loss.detach().double(), torch.tensor(expected).double(), rtol=2e-5, atol=2e-5 * max(size, 1.0))
     exact_student.requires_grad_()
     gradients = [
@@ -58,9 +64,8 @@ def test_the_true_class_is_really_removed(base: str) -> None:
     for logits in (student, teacher):
         logits.scatter_(1, target[:, None, None], 1e6)
     expected = formulas.sdd(
-        student.transpose(1, 2).tolist(), teacher.transpose(1, 2).tolist(), target.tolist(), base, 2.0,
-        temperature=4.0, alpha=1.0, beta=2.0, gamma=2.0,
-    )  # fmt: skip
+        student.transpose(1, 2).tolist(), teacher.transpose(1, 2).tolist(), target.tolist(), base, 2.0, NUMBERS
+    )
     got = sdd_loss(student, teacher, target, base=base, reduction="none")
     assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
     assert (got > 0).all()
