@@ -86,7 +86,7 @@ class Objective(nn.Module):
             batch = Batch(*self._with_regions(student_view, teacher_view), target_class(target), indices)
             terms = self._terms(batch, target, reduction if sample_weight is None else "none")
             if sample_weight is not None:
-                terms = {name: reduced(sample_weight * term, reduction) for name, term in terms.items()}
+                terms = {name: reduced(sample_weight.to(term.dtype) * term, reduction) for name, term in terms.items()}
             total = self._settings["ce_weight"] * terms["ce"] + self._base_weight(epoch) * terms[self.base_name]
             if self.icd is not None:
                 total = total + self._settings["icd_weight"] * terms["icd"]
