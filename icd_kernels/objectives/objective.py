@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from icd_kernels.network import NetworkOutput
 from icd_kernels.objectives.batch import Batch, Needs, View, as_constant, make_view
+from icd_kernels.objectives.options import check_number
 from icd_kernels.objectives.targets import check_sample_weight, check_target, reduced, target_class
 from icd_kernels.objectives.terms import ICDTerm, Regions
 
@@ -70,7 +71,7 @@ class Objective(nn.Module):
             student: logits (B, K), and where the method reads them features (B, C, H, W) and head.
             teacher: likewise, a constant.
             target: (B,) int64 class indices, or (B, K) probabilities.
-            epoch: counted from 1 as in the released recipes: the base's ramp is min(epoch / ramp_epochs, 1).
+            epoch: a number counted from 1 as in the released recipes: the base's ramp is min(epoch / ramp_epochs, 1).
             indices: (B,) int64 positions of the images in the data set, for CRD.
             sample_weight: (B,): every term of image b is multiplied by its weight before the reduction, which divides
                 by B and not by the sum of the weights.
@@ -124,6 +125,7 @@ class Objective(nn.Module):
 
     def _base_weight(self, epoch: float) -> float:
         ramp_epochs = self._settings["ramp_epochs"]
+        epoch = check_number("epoch", epoch)
         ramp = min(epoch / ramp_epochs, 1.0) if ramp_epochs else 1.0
         return self._settings["base_weight"] * ramp
 

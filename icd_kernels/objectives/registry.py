@@ -43,6 +43,8 @@ def make_objective(
     check_flag("local_base", local_base)
     if preset is not None:
         check_choice("preset", preset, tuple(PRESETS))
+    if released and preset == "paper":
+        raise ValueError("preset must be 'released' or None with released=True, got 'paper'")
     is_icd = method.startswith("icd-")
     if not is_icd and (preset is not None or not local_base):
         raise TypeError(f"preset and local_base are options of iCD, not of {method!r}")

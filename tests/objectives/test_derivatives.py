@@ -106,7 +106,7 @@ def test_compiles_in_one_graph(method: str) -> None:
 
 def test_an_epoch_more_is_not_a_graph_more() -> None:
     batch = example(torch.float32)
-    objective = objective_of("icd-nkd")
+    objective = objective_of("nkd")
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda epoch: objective(*batch[:3], epoch=epoch).total, fullgraph=True, backend="aot_eager"
