@@ -4,13 +4,18 @@ from icd_kernels._version import __version__
 from icd_kernels.backends import BackendUnavailableError, available_backends
 from icd_kernels.functional import gram_kl, icd_loss, region_logits
 from icd_kernels.module import ICDLoss
+from icd_kernels.network import NetworkOutput
+from icd_kernels.objectives import make_objective, sdd_loss
 
 __all__ = [
     "BackendUnavailableError",
     "ICDLoss",
+    "NetworkOutput",
     "__version__",
     "available_backends",
     "gram_kl",
     "icd_loss",
+    "make_objective",
     "region_logits",
+    "sdd_loss",
 ]

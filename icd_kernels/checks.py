@@ -56,17 +56,17 @@ def check_network(features: Tensor, weight: Tensor, bias: Tensor | None, prefix:
     _check_device(f"{prefix}bias", bias, f"{prefix}features", features)
 
 
-def check_logits(student_logits: Tensor, teacher_logits: Tensor, scales: tuple[int, ...]) -> None:
-    """Local logits (B, K, N) of both networks, N = the sum of squared scales."""
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, scales: tuple[int, ...] | None) -> None:
+    """Local logits (B, K, N) of both networks, N = the sum of squared scales; None: as many regions in both."""
     for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
         _check_tensor(name, logits, "(B, K, N)")
         if logits.shape[1] < 2:
             raise ValueError(f"{name} must have at least 2 classes, got shape {tuple(logits.shape)}")
-        if logits.shape[2] != cell_count(scales):
+        if scales is not None and logits.shape[2] != cell_count(scales):
             expected = f"N = {cell_count(scales)} regions for scales {scales}"
             raise ValueError(f"{name} must have {expected}, got shape {tuple(logits.shape)}")
-    _check_agree("teacher_logits", teacher_logits, "student_logits", student_logits, 0, "batch size")
-    _check_agree("teacher_logits", teacher_logits, "student_logits", student_logits, 1, "number of classes")
+    for dim, what in enumerate(("batch size", "number of classes", "number of regions")):
+        _check_agree("teacher_logits", teacher_logits, "student_logits", student_logits, dim, what)
     _check_device("teacher_logits", teacher_logits, "student_logits", student_logits)
 
 

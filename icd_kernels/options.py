@@ -56,11 +56,11 @@ def make_options(
     return Options(
         scales=checked_scales,
         scale_weights=_check_scale_weights(scale_weights, len(checked_scales)),
-        gram=_check_choice("gram", gram, GRAMS),
+        gram=check_choice("gram", gram, GRAMS),
         pyramid=check_pyramid(pyramid),
-        normalize=_check_choice("normalize", normalize, NORMALIZATIONS),
-        temperature=_check_temperature(temperature),
-        reduction=_check_choice("reduction", reduction, REDUCTIONS),
+        normalize=check_choice("normalize", normalize, NORMALIZATIONS),
+        temperature=check_temperature(temperature),
+        reduction=check_choice("reduction", reduction, REDUCTIONS),
     )
 
 
@@ -79,10 +79,11 @@ def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
 
 def check_pyramid(pyramid: str) -> str:
     """One of :data:`PYRAMIDS`."""
-    return _check_choice("pyramid", pyramid, PYRAMIDS)
+    return check_choice("pyramid", pyramid, PYRAMIDS)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value`, which must be one of `choices`; `name` is what the error calls it."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {choices}, got {type(value).__name__}: {value!r}")
     if value not in choices:
@@ -90,11 +91,12 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _check_temperature(temperature: float) -> float:
+def check_temperature(temperature: float, name: str = "temperature") -> float:
+    """A finite number above 0; `name` is what the error calls it."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature must be a number, got {type(temperature).__name__}: {temperature!r}")
+        raise TypeError(f"{name} must be a number, got {type(temperature).__name__}: {temperature!r}")
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be finite and above 0, got {temperature!r}")
+        raise ValueError(f"{name} must be finite and above 0, got {temperature!r}")
     return float(temperature)
 
 

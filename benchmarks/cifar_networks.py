@@ -1,0 +1,82 @@
+"""ResNet32x4 and MobileNetV2 for 32 x 32 images, untrained: what a whole distillation step has to run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from icd_kernels import NetworkOutput
+
+
+class Classifier(nn.Module):
+    """A body, and a linear head on the mean of its map."""
+
+    def __init__(self, body: nn.Module, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        features = self.body(images)
+        return NetworkOutput(self.head(features.mean((2, 3))), features, self.head)
+
+
+def resnet32x4(classes: int) -> Classifier:
+    """Three stages of five basic blocks of 64, 128 and 256 channels: a map of 256 x 8 x 8 (He et al., 1512.03385)."""
+    layers: list[nn.Module] = [_convolution(3, 32, 3), nn.ReLU()]
+    inputs = 32
+    for channels, stride in ((64, 1), (128, 2), (256, 2)):
+        for block in range(5):
+            layers.append(BasicBlock(inputs, channels, stride if block == 0 else 1))
+            inputs = channels
+    return Classifier(nn.Sequential(*layers), inputs, classes)
+
+
+def mobilenetv2(classes: int) -> Classifier:
+    """Half width, as distillation papers use it: a map of 1280 x 2 x 2 (Sandler et al., 1801.04381, table 2)."""
+    layers: list[nn.Module] = [_convolution(3, 16, 3, 2), nn.ReLU6()]
+    inputs = 16
+    stages = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
+    for expansion, channels, blocks, stride in stages:
+        for block in range(blocks):
+            layers.append(InvertedResidual(inputs, channels, expansion, stride if block == 0 else 1))
+            inputs = channels
+    layers += [_convolution(inputs, 1280, 1), nn.ReLU6()]
+    return Classifier(nn.Sequential(*layers), 1280, classes)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            _convolution(inputs, channels, 3, stride), nn.ReLU(), _convolution(channels, channels, 3)
+        )
+        is_same = inputs == channels and stride == 1
+        self.shortcut = nn.Identity() if is_same else _convolution(inputs, channels, 1, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.relu(self.residual(features) + self.shortcut(features))
+
+
+class InvertedResidual(nn.Module):
+    """Widen, convolve every channel by itself, narrow; added to its input where the shapes agree."""
+
+    def __init__(self, inputs: int, channels: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        widen: list[nn.Module] = [] if expansion == 1 else [_convolution(inputs, wide, 1), nn.ReLU6()]
+        self.layers = nn.Sequential(
+            *widen, _convolution(wide, wide, 3, stride, groups=wide), nn.ReLU6(), _convolution(wide, channels, 1)
+        )
+        self.is_residual = inputs == channels and stride == 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        narrow = self.layers(features)
+        return features + narrow if self.is_residual else narrow
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))

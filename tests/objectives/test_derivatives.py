@@ -1,0 +1,165 @@
+"""Gradients of each loss by gradcheck; the teacher a constant; torch.compile, autocast and gradient scaling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import CRD_OPTIONS, EVERY_METHOD, LOGIT_METHODS, Example, example, map_and_head, objective_of
+from torch import Tensor
+from torch.autograd import grad, gradcheck
+from torch.testing import assert_close
+
+from icd_kernels import NetworkOutput, available_backends, sdd_loss
+from icd_kernels.objectives import Objective
+
+BACKENDS = [name for name in ("reference", "cpp") if name in available_backends()]
+
+
+def total_of(objective: Objective, batch: Example, leaves: tuple[Tensor, ...], seed: int = 3) -> Tensor:
+    """The total with other tensors in the student's place. CRD draws the same negatives in every call."""
+    logits, features, weight, bias = leaves
+    torch.manual_seed(seed)
+    student = NetworkOutput(logits, features, (weight, bias))
+    return objective(student, batch.teacher, batch.target, epoch=10, indices=batch.indices).total
+
+
+def is_unused(loss: Tensor, *tensors: Tensor) -> bool:
+    """Whether no gradient reaches any of the tensors."""
+    grads: tuple[Tensor | None, ...] = grad(loss, tensors, allow_unused=True)
+    return all(gradient is None for gradient in grads)
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_gradcheck(method: str, backend: str, classes: int) -> None:
+    batch = example(classes=classes, batch=2, size=1.0, heights=(2, 3))
+    objective = objective_of(method, backend=backend, num_classes=classes, reduction="none").double()
+    if method == "crd":
+        total_of(objective, batch, batch.leaves)  # sets the normalizers
+    objective.eval()
+    assert gradcheck(lambda *leaves: total_of(objective, batch, leaves), batch.leaves)
+
+
+@pytest.mark.parametrize("base", ["kd", "dkd", "nkd"])
+@pytest.mark.parametrize("released", [False, True], ids=["right", "released"])
+def test_gradcheck_of_sdd_loss(base: str, released: bool) -> None:
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    target = torch.tensor([0, 3, 1])
+
+    def loss(logits: Tensor) -> Tensor:
+        return sdd_loss(logits, teacher, target, base=base, reduction="none", released=released)
+
+    assert gradcheck(loss, student)
+    assert is_unused(loss(student).sum(), teacher)
+
+
+def test_gradcheck_of_crds_embeddings() -> None:
+    batch = example(batch=3)
+    objective = objective_of("crd").double()
+    total_of(objective, batch, batch.leaves)
+    objective.eval()
+    parameters = dict(objective.named_parameters())
+
+    def total(*values: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        arguments = (batch.student, batch.teacher, batch.target)
+        replaced = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(objective, replaced, arguments, {"indices": batch.indices}).total
+
+    assert len(parameters) == 4
+    assert gradcheck(total, tuple(parameters.values()))
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["right", "released"])
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_the_teacher_gets_no_gradient(method: str, released: bool) -> None:
+    batch = example()
+    objective = objective_of(method, released=released).double()
+    teacher = batch.teacher.logits, *map_and_head(batch.teacher)
+    assert all(tensor.requires_grad for tensor in teacher)
+    assert is_unused(total_of(objective, batch, batch.leaves), *teacher)
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_compiles_in_one_graph(method: str) -> None:
+    batch = example(torch.float32)
+    objective = objective_of(method, backend="auto")
+    state = {name: value.clone() for name, value in objective.state_dict().items()}
+    expected = grad(total_of(objective, batch, batch.leaves), batch.leaves, allow_unused=True)
+    after = {name: value.clone() for name, value in objective.state_dict().items()}
+    objective.load_state_dict(state)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def total(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        student = NetworkOutput(logits, features, (weight, bias))
+        return objective(student, batch.teacher, batch.target, epoch=10, indices=batch.indices).total
+
+    torch.manual_seed(3)
+    got = grad(total(*batch.leaves), batch.leaves, allow_unused=True)
+    assert_close([g for g in got if g is not None], [g for g in expected if g is not None])
+    for name, value in objective.state_dict().items():
+        assert_close(value, after[name])
+
+
+def test_an_epoch_more_is_not_a_graph_more() -> None:
+    batch = example(torch.float32)
+    objective = objective_of("nkd")
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda epoch: objective(*batch[:3], epoch=epoch).total, fullgraph=True, backend="aot_eager"
+    )
+    for epoch in range(1, 6):
+        with torch.compiler.set_stance("default" if epoch < 3 else "fail_on_recompile"):
+            assert_close(compiled(epoch), objective(*batch[:3], epoch=epoch).total)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_under_autocast(method: str, dtype: torch.dtype) -> None:
+    """The objective's own math stays in float32: the same bits as without autocast."""
+    batch = example(torch.float32)
+    low = batch.student._replace(
+        logits=batch.student.logits.detach().to(dtype).requires_grad_(),
+        features=map_and_head(batch.student)[0].detach().to(dtype).requires_grad_(),
+    )
+    outs = []
+    for enabled in (False, True):
+        objective = objective_of(method, backend="auto")
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            outs.append(objective(low, batch.teacher, batch.target, epoch=10, indices=batch.indices).total)
+    assert outs[1].dtype == torch.float32
+    assert_close(outs[1], outs[0], rtol=0, atol=0)
+    (2.0**10 * outs[1]).backward()  # as a GradScaler does
+    assert low.logits.grad is not None
+    assert low.logits.grad.dtype == dtype
+    assert low.logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("method", LOGIT_METHODS)
+def test_accumulated_gradients_are_those_of_the_batch(method: str) -> None:
+    """Two halves, each counting half."""
+    batch = example()
+    objective = objective_of(method)
+    whole = grad(total_of(objective, batch, batch.leaves), batch.leaves, allow_unused=True)
+    halves = []
+    for half in (slice(0, 3), slice(3, 6)):
+        student, teacher = (
+            NetworkOutput(network.logits[half], map_and_head(network)[0][half], network.head)
+            for network in (batch.student, batch.teacher)
+        )
+        total = objective(student, teacher, batch.target[half], epoch=10).total
+        halves.append(grad(total / 2, batch.leaves, allow_unused=True))
+    for expected, *parts in zip(whole, *halves, strict=True):
+        if expected is not None:
+            assert_close(sum(parts), expected)
+
+
+def test_crd_options_are_those_of_the_example() -> None:
+    """The heads CRD trains are in its parameters, for the optimizer."""
+    names = {name for name, _ in objective_of("crd").named_parameters()}
+    assert names == {f"base.{side}_embedding.{kind}" for side in ("student", "teacher") for kind in ("weight", "bias")}
+    assert CRD_OPTIONS["embedding_size"] == 8
