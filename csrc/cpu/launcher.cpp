@@ -224,15 +224,6 @@ void normalize_backward(const Tensor& normalized, const Tensor& statistics, Norm
   });
 }
 
-// The private switch of tests and benchmarks: ICD_KERNELS_CLASS_SUM=exact|linear.
-ClassSum class_sum() {
-  const char* name = std::getenv("ICD_KERNELS_CLASS_SUM");
-  if (name == nullptr) return ClassSum::automatic;
-  return std::string_view(name) == "exact" ? ClassSum::exact
-      : std::string_view(name) == "linear" ? ClassSum::linear
-                                           : ClassSum::automatic;
-}
-
 // Row KLs (B, N) of the class Gram, and the gradient by the normalised student logits.
 void class_gram(
     const Tensor& student, const Tensor& teacher, double temperature, const Tensor& row_weights, Tensor& losses,
