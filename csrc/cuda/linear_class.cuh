@@ -60,6 +60,25 @@ ICD_DEVICE T difference_of(const T* student, const T* teacher, int64_t classes) 
   return most_lanes(difference);
 }
 
+// Adds term(j, sums) for this lane's logits j: kFlush terms in A, for a long sum would round more, then in float64.
+template <typename A, int kSums, int kPoints, typename Term>
+ICD_DEVICE void add_lanes(int64_t classes, double (&sums)[kSums][kPoints], Term term) {
+  if constexpr (sizeof(A) == sizeof(double)) {
+    for (int64_t j = lane(); j < classes; j += kWarp) term(j, sums);
+  } else {
+    for (int64_t begin = lane(); begin < classes; begin += kFlush * kWarp) {
+      const int64_t end = begin + kFlush * kWarp < classes ? begin + kFlush * kWarp : classes;
+      A parts[kSums][kPoints] = {};
+      for (int64_t j = begin; j < end; j += kWarp) term(j, parts);
+#pragma unroll
+      for (int f = 0; f < kSums; ++f) {
+#pragma unroll
+        for (int i = 0; i < kPoints; ++i) sums[f][i] += static_cast<double>(parts[f][i]);
+      }
+    }
+  }
+}
+
 // How a cell's sums are taken.
 struct LinearPlan {
   Pieces rows[2];  // student's and teacher's, by the sign of x; a side of 0 nodes is summed row by row
@@ -175,26 +194,16 @@ struct LinearCell {
   ICD_DEVICE void add_row(int net, const A (&x)[kPoints], int side, double (&sums)[kSums][kPoints]) const {
     const T* y = logits(net);
     const A top = static_cast<A>(extent(net).top(side));
-    for (int64_t begin = lane(); begin < classes; begin += kFlush * kWarp) {
-      const int64_t end = begin + kFlush * kWarp < classes ? begin + kFlush * kWarp : classes;
-      A parts[kSums][kPoints] = {};
-      for (int64_t j = begin; j < end; j += kWarp) {
-        const A below = static_cast<A>(y[j]) - top;
-        const A other = kSums > 2 ? static_cast<A>(student[j]) : A(0);
+    add_lanes<A>(classes, sums, [&](int64_t j, auto& parts) {
+      const A below = static_cast<A>(y[j]) - top;
 #pragma unroll
-        for (int i = 0; i < kPoints; ++i) {
-          const A e = exp_nonpositive(x[i] * below);
-          parts[0][i] += e;
-          parts[1][i] += e * below;
-          if constexpr (kSums > 2) parts[2][i] += e * other;
-        }
+      for (int i = 0; i < kPoints; ++i) {
+        const A e = exp_nonpositive(x[i] * below);
+        parts[0][i] += e;
+        parts[1][i] += e * below;
+        if constexpr (kSums > 2) parts[2][i] += e * static_cast<A>(student[j]);
       }
-#pragma unroll
-      for (int f = 0; f < kSums; ++f) {
-#pragma unroll
-        for (int i = 0; i < kPoints; ++i) sums[f][i] += static_cast<double>(parts[f][i]);
-      }
-    }
+    });
   }
 
   template <int kSums>
@@ -265,9 +274,9 @@ struct LinearCell {
     return sum_block(total, shared.parts);
   }
 
-  // sums[i] += this lane's Σ_k s_k exp(x_k (y[i] - top_k) - log_sum_k) of one network: every exponential is a
+  // sums[0][i] += this lane's Σ_k s_k exp(x_k (y[i] - top_k) - log_sum_k) of one network: every exponential is a
   // probability, so none overflows, where exp(x_k y) and exp(-L_k) alone would.
-  ICD_DEVICE void add_columns(int net, const double (&y)[kAtOnce], double (&sums)[kAtOnce]) const {
+  ICD_DEVICE void add_columns(int net, const double (&y)[kAtOnce], double (&sums)[1][kAtOnce]) const {
     const double low = static_cast<double>(extent(net).low), high = static_cast<double>(extent(net).high);
     const double* log_sums = net == 0 ? student_log_sums : teacher_log_sums;
     A below[2][kAtOnce];
@@ -276,20 +285,14 @@ struct LinearCell {
       below[0][i] = static_cast<A>(y[i] - high);
       below[1][i] = static_cast<A>(y[i] - low);
     }
-    for (int64_t begin = lane(); begin < classes; begin += kFlush * kWarp) {
-      const int64_t end = begin + kFlush * kWarp < classes ? begin + kFlush * kWarp : classes;
-      A parts[kAtOnce] = {};
-      for (int64_t k = begin; k < end; k += kWarp) {
-        const T z = logits(net)[k];
-        const A x = row_factor(z), weight = static_cast<A>(student[k]), log_sum = static_cast<A>(log_sums[k]);
+    add_lanes<A>(classes, sums, [&](int64_t k, auto& parts) {
+      const T z = logits(net)[k];
+      const A x = row_factor(z), weight = static_cast<A>(student[k]), log_sum = static_cast<A>(log_sums[k]);
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          parts[i] += weight * exp_nonpositive(x * (z < T(0) ? below[1][i] : below[0][i]) - log_sum);
-        }
+      for (int i = 0; i < kAtOnce; ++i) {
+        parts[0][i] += weight * exp_nonpositive(x * (z < T(0) ? below[1][i] : below[0][i]) - log_sum);
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) sums[i] += static_cast<double>(parts[i]);
-    }
+    });
   }
 
   // grad[j] += Σ_k (q_kj - p_kj) s_k, after `rows`.
@@ -298,11 +301,11 @@ struct LinearCell {
     fill_cosines(pieces, shared.interpolation);
     __syncthreads();
     for (int first = warp() * kAtOnce; first < pieces.total(); first += kWarps * kAtOnce) {
-      double y[kAtOnce], sums[kAtOnce] = {};
+      double y[kAtOnce], sums[1][kAtOnce] = {};
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) y[i] = node_place(pieces, shared.interpolation, first + i);
       add_columns(pieces.piece_of(first), y, sums);
-      const double sum = sum_four(sums);
+      const double sum = sum_four(sums[0]);
       if (lane() % 8 == 0) shared.interpolation.values[0][first + lane() / 8] = sum;
     }
     __syncthreads();
