@@ -1,4 +1,4 @@
-"""The CUDA backend's class form linear in K, its own source run on the CPU (emulated.py), against the exact definition."""
+"""The CUDA backend's class form linear in K: its own source run on the CPU (emulated.py), against the definition."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_worse_than_eager(
     assert_right(*logits(kind, classes), normalize)
 
 
-@pytest.mark.parametrize("kind", ["one-hot", "heavy-tailed", "close", "two-valued"])
+@pytest.mark.parametrize("kind", ["one-hot", "close"])
 def test_thousands_of_classes(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv(SWITCH, "linear")
     assert_right(*logits(kind, 2500))
@@ -111,9 +111,9 @@ def test_every_schedule_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, kin
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
     leaf = student.float().double().requires_grad_()
     exact = gram_kl(leaf, teacher.float().double(), scale_weights=(1, 0, 2), backend="reference")
-    expected = exact.detach(), *torch.autograd.grad(exact, leaf)
+    (expected,) = torch.autograd.grad(exact, leaf)
     loss, gradient = (part.double() for part in results[0])
-    assert max(errors((loss, gradient), expected, 1e-4)) < TOLERANCE
+    assert max(errors((loss, gradient), (exact.detach(), expected), 1e-4)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "close"])
@@ -127,14 +127,12 @@ def test_the_linear_sum_is_really_taken(monkeypatch: pytest.MonkeyPatch, kind: s
     assert not torch.equal(results["automatic"], results["exact"])
 
 
-@pytest.mark.parametrize("kind", ["constant", "span 1e6"])
-def test_what_cannot_be_interpolated_is_summed_exactly(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    student, teacher = logits("constant" if kind == "constant" else "gaussian", 60)
-    scale = 1.0 if kind == "constant" else 800.0
+def test_too_wide_a_span_is_summed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = (800 * part for part in logits("gaussian", 60))
     results = []
     for form in ("exact", "linear"):
         monkeypatch.setenv(SWITCH, form)
-        results.append(loss_and_gradient(scale * student, scale * teacher, torch.float32, backend=BACKEND))
+        results.append(loss_and_gradient(student, teacher, torch.float32, backend=BACKEND))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -83,6 +83,7 @@ template <int kFunctions>
 ICD_DEVICE void interpolate(
     const Pieces& pieces, int piece, double point, const InterpolationShared& shared, double (&sums)[kFunctions]) {
   const Interval& interval = pieces.intervals[piece];
+  // Equal points have an interval of no length, where the sum is a constant.
   const double u = interval.half > 0 ? (point - interval.middle) / interval.half : 0.0;
   const int first = pieces.first(piece), p = pieces.nodes[piece];
   double before = u, now = 1;  // T_{-1} = T_1

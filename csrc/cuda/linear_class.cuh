@@ -136,6 +136,7 @@ struct LinearCell {
     return {(low + high) / 2, (high - low) / 2};
   }
 
+  // The widest spans there can be are reach · spread.
   ICD_DEVICE double reach(int net) const { return static_cast<double>(row_factor(extent(net).size())); }
   ICD_DEVICE double spread(int net) const { return 2 * column_interval(net).half; }
 
@@ -145,8 +146,8 @@ struct LinearCell {
     return by_span > kCloseRows ? by_span : kCloseRows;
   }
 
-  // Chooses the nodes of all sums. False where a span is too wide or not a number, where all logits are equal, or where
-  // the passes over K logits are not fewer than `most_passes`.
+  // Chooses the nodes of all sums. False where a span is too wide or not a number, or where the passes over K logits are
+  // not fewer than `most_passes`.
   ICD_DEVICE bool plan(double most_passes) {
     constexpr int kPlans = 6;
     for (int i = warp(); i < kPlans; i += kWarps) {
@@ -183,8 +184,7 @@ struct LinearCell {
       plan.columns.nodes[net] = static_cast<int>(needed[2]);
       plan.columns.intervals[net] = column_interval(net);
       passes += needed[2];
-      possible = possible && needed[2] != 0 && extent(net).low < extent(net).high &&
-          plan.rows[net].total() <= kMostNodes;
+      possible = possible && needed[2] != 0 && plan.rows[net].total() <= kMostNodes;
     }
     plan.possible = possible && plan.columns.total() <= kMostNodes && static_cast<double>(passes) < most_passes;
   }
