@@ -6,9 +6,11 @@ that the CPU kernels of the package stay what they are.
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.cpp_extension import load
 
@@ -31,6 +33,19 @@ def add_emulated_backend() -> str:
     if backend not in backends.BACKENDS:
         backends.BACKENDS = (*backends.BACKENDS, backend)
     return backend.name
+
+
+def add_emulated_backend_or_skip() -> str:
+    """The same for tests: without the tools to build it, they are skipped."""
+    for tool, wanted in (("ninja", "ninja"), ("c++", "a C++ compiler")):
+        if shutil.which(tool) is None:
+            pytest.skip(f"the emulated CUDA backend needs {wanted} on the PATH")
+    return add_emulated_backend()
+
+
+def run_as(schedule: int, processors: int) -> None:
+    set_schedule(schedule)
+    set_processors(processors)
 
 
 SCHEDULES = {"in order": -2, "reversed": -1, "random": 1}

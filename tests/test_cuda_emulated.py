@@ -6,7 +6,6 @@ are split and how many blocks wait for each other.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES_RUN, STUDENT, Case, Limits, Network, case_strategy, loss_of, option_grid
-from emulated import SCHEDULES, add_emulated_backend, launches, set_processors, set_schedule
+from emulated import SCHEDULES, add_emulated_backend_or_skip, launches, run_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
@@ -33,15 +32,7 @@ LIMITS = Limits(batch=4, channels=20, side=9, classes=20, scale=5)
 
 @pytest.fixture(scope="module")
 def _built() -> None:
-    for tool, wanted in (("ninja", "ninja"), ("c++", "a C++ compiler")):
-        if shutil.which(tool) is None:
-            pytest.skip(f"the emulated CUDA backend needs {wanted} on the PATH")
-    assert add_emulated_backend() == EMULATED
-
-
-def run_as(schedule: int, processors: int) -> None:
-    set_schedule(schedule)
-    set_processors(processors)
+    assert add_emulated_backend_or_skip() == EMULATED
 
 
 @pytest.mark.parametrize("problem", [icd_loss_problem, region_logits_problem, gram_kl_problem])

@@ -36,6 +36,13 @@ inline at::ScalarType math_dtype(std::initializer_list<const Tensor*> tensors) {
   return dtype;
 }
 
+// Calls f(T()) with the C++ type of the math.
+template <typename F>
+void dispatch_math(at::ScalarType dtype, F f) {
+  if (dtype == at::kDouble) f(double());
+  else f(float());
+}
+
 inline const Tensor* pointer(const Optional& tensor) { return tensor.has_value() ? &*tensor : nullptr; }
 
 inline void check_network(const Tensor& features, const Tensor& weight, const Optional& bias) {

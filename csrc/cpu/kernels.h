@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "../common/class_sum.h"
 #include "../common/normalize.h"
 
 namespace icd::cpu {
@@ -39,9 +40,6 @@ struct MapKernels {
   void (*unpool)(
       const FeatureMap<I>& map, const Scales& scales, const T* grad_pooled, T* scratch, int64_t begin, int64_t end);
 };
-
-// How the class Gram's sums are taken: `automatic` is linear in K wherever that is the faster, and exact elsewhere.
-enum class ClassSum { automatic, exact, linear };
 
 template <typename T>
 struct LogitKernels {

@@ -5,6 +5,7 @@
 // for AVX-512 and not inlined could be the copy the linker keeps for the whole program.
 
 #include "../common/chebyshev.h"
+#include "../common/class_rows.h"
 #include "../common/geometry.h"
 #include "../common/row_math.h"
 

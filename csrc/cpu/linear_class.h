@@ -35,13 +35,6 @@ inline void chebyshev_points(double* nodes, int64_t p) {
   for (int64_t i = 0; i < p; ++i) nodes[i] = std::cos((static_cast<double>(i) + 0.5) * step);
 }
 
-// An interval of points and the map to [-1, 1].
-struct Interval {
-  double middle, half;
-
-  double at(double node) const { return middle + half * node; }
-};
-
 // out[f · out_stride + k] = the f-th polynomial at points[k]; coefficients: [kFunctions, p].
 template <int kFunctions, typename A>
 inline void evaluate(
@@ -223,7 +216,7 @@ struct LinearCell {
       } else {
         chebyshev_points(nodes, p);
         for (int64_t i = 0; i < p; ++i) {
-          const A x = static_cast<A>(network.interval[side].at(nodes[i]));
+          const A x = static_cast<A>(point_at(network.interval[side], nodes[i]));
           row_sums_at(network.y, other, classes, x, network.top[side], sums);
           for (int f = 0; f < 3; ++f) values[f * p + i] = sums[f];
         }
@@ -240,7 +233,7 @@ struct LinearCell {
     const Interval interval = {(network.low + network.high) / 2, (network.high - network.low) / 2};
     chebyshev_points(nodes, p);
     for (int64_t i = 0; i < p; ++i) {
-      const double y = interval.at(nodes[i]);
+      const double y = point_at(interval, nodes[i]);
       const A below = static_cast<A>(y - static_cast<double>(network.top[0]));
       const A above = static_cast<A>(y - static_cast<double>(network.top[1]));
       values[i] = column_sum_at(network.x, log_sums, w, positive, below) +
@@ -288,14 +281,13 @@ double linear_cell(LinearCell<A>& cell, Arena arena, int64_t classes, T temperat
   moments_of(cell, student, student.y, classes, q, student_log_sums);
   moments_of(cell, teacher, student.y, classes, p, teacher_log_sums);
 
-  // KL of row k = Σ p (log p - log q) = x_t <y_t - top_t> - x_s <y_s - top_s> - log S_t + log S_s, means over p.
   double total = 0;
   const double inverse_temperature = 1 / static_cast<double>(temperature);
   for (int64_t k = 0; k < classes; ++k) {
     const double s = static_cast<double>(student.y[k]), t = static_cast<double>(teacher.y[k]);
     const double student_top = static_cast<double>(student.top[s < 0]);
-    const double mean = t * p.own_mean[k] - s * (p.other_mean[k] - student_top);
-    total += mean * inverse_temperature + (q.log_sum[k] - p.log_sum[k]);
+    total += row_kl(
+        s, t, inverse_temperature, p.own_mean[k], p.other_mean[k], student_top, q.log_sum[k] - p.log_sum[k]);
   }
   if (kGradient) {
     double* student_columns = arena.take<double>(classes);
@@ -323,18 +315,13 @@ inline bool plan_linear(
     LinearCell<A>& cell, const T* student, const T* teacher, int64_t classes, T temperature, bool whatever_it_costs) {
   cell.student.load(student, classes, temperature);
   cell.teacher.load(teacher, classes, temperature);
-  const double rounding = sizeof(A) == 4 ? 1e-7 : 1e-15;
-  const double error = rounding / static_cast<double>(classes);
+  const double error = exponential_error<A>(classes);
   if (!cell.student.plan(classes, error) || !cell.teacher.plan(classes, error)) return false;
   const double passes = static_cast<double>(cell.student.passes() + cell.teacher.passes());
   return whatever_it_costs || passes * kPassCost < static_cast<double>(classes);
 }
 
-// A mean row KL below this is a difference in which float32 exponentials leave too few digits.
-constexpr double kCloseRows = 3e-2;
-
-// Whether every row's KL is surely that small: an entry of G_S - G_T is at most d = max|s - t| (max|s| + max|t|)/τ, and a
-// row KL at most d²/2.
+// Whether every row's KL is surely below kCloseRows.
 template <typename T>
 inline bool surely_close(const T* student, const T* teacher, int64_t classes, T temperature) {
   T difference = 0, s_size = 0, t_size = 0;
@@ -345,8 +332,8 @@ inline bool surely_close(const T* student, const T* teacher, int64_t classes, T 
     s_size = s > s_size ? s : s_size;
     t_size = t > t_size ? t : t_size;
   }
-  const double d = static_cast<double>(difference) * static_cast<double>(s_size + t_size) / static_cast<double>(temperature);
-  return d * d / 2 < kCloseRows;
+  return are_close(
+      static_cast<double>(difference), static_cast<double>(s_size + t_size), static_cast<double>(temperature));
 }
 
 // Tries the linear sums for one cell; false where it is left to the exact sum.

@@ -9,13 +9,6 @@
 
 namespace icd::cuda {
 
-// Calls f(T()) with the C++ type of the math.
-template <typename F>
-void dispatch_math(at::ScalarType dtype, F f) {
-  if (dtype == at::kDouble) f(double());
-  else f(float());
-}
-
 template <typename T>
 constexpr at::ScalarType scalar_type_of() {
   return std::is_same_v<T, double> ? at::kDouble : at::kFloat;

@@ -8,11 +8,19 @@ namespace icd::cuda {
 
 Stream current_stream(c10::DeviceIndex device) { return c10::cuda::getCurrentCUDAStream(device).stream(); }
 
-int64_t multiprocessors(c10::DeviceIndex device) {
-  int count = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+namespace {
+
+int attribute(cudaDeviceAttr name, c10::DeviceIndex device) {
+  int value = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
 }
+
+}  // namespace
+
+int64_t multiprocessors(c10::DeviceIndex device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
+
+double float64_cost(c10::DeviceIndex device) { return attribute(cudaDevAttrSingleToDoublePrecisionPerfRatio, device); }
 
 void clear(void* data, size_t bytes, Stream stream) { C10_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream)); }
 

@@ -15,6 +15,9 @@ Stream current_stream(c10::DeviceIndex device);
 
 int64_t multiprocessors(c10::DeviceIndex device);
 
+// How many float32 instructions it does in the time of one of float64.
+double float64_cost(c10::DeviceIndex device);
+
 // Fills with zeros, in the stream's order.
 void clear(void* data, size_t bytes, Stream stream);
 

@@ -3,8 +3,13 @@
 
 namespace icd::cuda {
 
+// Two blocks of the class form in float32 fit on a multiprocessor.
 template <typename T, int kTile>
-__global__ void __launch_bounds__(kThreads, 1) gram_kernel(const __grid_constant__ GramArguments<T> arguments) {
+constexpr int kLeastBlocks = kTile == 0 && sizeof(T) == sizeof(float) ? 2 : 1;
+
+template <typename T, int kTile>
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T, kTile>)
+    gram_kernel(const __grid_constant__ GramArguments<T> arguments) {
   __shared__ GramShared<T, kTile> shared;
   gram_block<T, kTile>(arguments, shared);
 }

@@ -61,10 +61,8 @@ ICD_DEVICE void gram_cell(const GramArguments<T>& arguments, int64_t row, ClassS
     for (int64_t k = threadIdx.x; grad != nullptr && k < classes; k += kThreads) grad[k] = T(0);
     return;
   }
-  T* statistics = arguments.row_statistics + row * classes * kClassRowStatistics;
-  const double loss = grad == nullptr
-      ? class_cell<false>(student, teacher, classes, arguments.temperature, statistics, grad, shared)
-      : class_cell<true>(student, teacher, classes, arguments.temperature, statistics, grad, shared);
+  T* scratch = arguments.class_scratch + blockIdx.x * classes * kClassScratch<T>;
+  const double loss = class_cell(arguments, student, teacher, scratch, grad, shared);
   if (threadIdx.x == 0) arguments.losses[row] = static_cast<T>(loss);
   if (grad == nullptr || warp() != 0) return;
   const T scale = row_weight(arguments, row, scale_index) / arguments.temperature;

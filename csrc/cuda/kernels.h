@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../common/class_sum.h"
 #include "../common/normalize.h"
 
 struct CUstream_st;
@@ -139,6 +140,7 @@ struct GramArguments {
   Scales scales;
   double cell_weights[kMaxScales];  // w_m c_m of a cell of each scale
   Form form;
+  ClassSum class_sum;
   Normalize normalize;
   T temperature;
   bool per_image;  // reduction "none"
@@ -151,12 +153,14 @@ struct GramArguments {
   T* raw;             // [2, B, N, K] as they come, or null
   T* statistics;      // [B, N], the student's norms or deviations
   T* losses;          // [B, N], row KLs of each region, not weighted
-  T* row_statistics;  // per row of a Gram: class [B, N, K, 3], others [B, N, 4]
+  T* row_statistics;  // [B, N, 4], of the rows of the spatial and the sample form's Grams
+  T* class_scratch;   // [blocks, K, kClassScratch<T>], of the class form
   T* grad;            // [B, N, K], or null
   T* folded;          // [B, finest², K], or null
   T* loss;            // [] or [B], or null
 
   int32_t tile;  // rows of points that a block compares at a time: 16 or kLargePointTile<T>
+  double float64_cost;  // float32 instructions that the device does in the time of one of float64
   int64_t items[kPhases];
   int64_t blocks;
   int* counters;
@@ -206,7 +210,8 @@ constexpr int64_t kUnpoolChannels = 16;  // planes that a thread writes
 constexpr int64_t kVectorBytes = 16;     // of a map that a thread reads or writes at a time
 template <typename T>
 constexpr int kLargePointTile = sizeof(T) == sizeof(double) ? 32 : 64;  // as the registers allow
-constexpr int64_t kClassChunk = 256;     // most classes of which the class form needs no row_statistics
+template <typename T>
+constexpr int64_t kClassScratch = 3 * sizeof(double) / sizeof(T);  // elements for each class
 
 template <typename T>
 int64_t blocks_of(const PoolArguments<T>& arguments) {

@@ -161,7 +161,7 @@ GramArguments<T> gram_arguments(const GramInputs& inputs, const Upstream& upstre
 
 // How many items of work each phase has.
 template <typename T>
-void plan_gram(GramArguments<T>& arguments, int64_t processors) {
+void plan_gram(GramArguments<T>& arguments, const Call& call, bool with_gradient) {
   const Scales& scales = arguments.scales;
   const int64_t batch = arguments.batch, rows = batch * scales.cells;
   const int32_t finest = *std::max_element(scales.sizes, scales.sizes + scales.count);
@@ -178,13 +178,15 @@ void plan_gram(GramArguments<T>& arguments, int64_t processors) {
       items[1] += batch * ceil_divide(static_cast<int64_t>(scales.sizes[s]) * scales.sizes[s], arguments.tile);
     }
   }
-  items[2] = arguments.form != Form::class_ && arguments.grad != nullptr ? items[1] : 0;
+  items[2] = arguments.form != Form::class_ && with_gradient ? items[1] : 0;
   items[3] = (arguments.folded == nullptr ? 0 : ceil_divide(batch * arguments.finest * arguments.finest, kWarps)) +
       (arguments.loss == nullptr ? 0 : 1);
   const int64_t total = items[0] + items[1] + items[2] + items[3];
   constexpr int64_t kBlocksPerProcessor = 8;  // as many as fit; further ones would only find the tickets gone
   TORCH_CHECK_VALUE(total < 0x7fffffff, "backend 'cuda' cannot number ", total, " items of work: too large a batch");
-  arguments.blocks = std::min(total, kBlocksPerProcessor * processors);
+  arguments.blocks = std::min(total, kBlocksPerProcessor * call.processors);
+  arguments.class_sum = class_sum();
+  arguments.float64_cost = call.float64_cost;
 }
 
 // Memory of one launch, handed out in order.
@@ -213,13 +215,6 @@ void gram(
   const int64_t rows = inputs.batch * arguments.scales.cells, classes = inputs.classes;
   const bool class_form = arguments.form == Form::class_;
   const bool folded = outputs.grad.defined() && outputs.finest != 0;
-  Workspace<T> workspace;
-  workspace.add(arguments.logits, 2 * rows * classes);
-  workspace.add(arguments.statistics, rows);
-  workspace.add(arguments.losses, rows);
-  workspace.add(arguments.row_statistics, !class_form ? 4 * rows : classes > kClassChunk ? 3 * rows * classes : 0);
-  if (folded) workspace.add(arguments.grad, rows * classes);
-  const Tensor memory = workspace.allocate(counters.options().dtype(scalar_type_of<T>()));
   if (folded) {
     arguments.folded = outputs.grad.data_ptr<T>();
     arguments.finest = outputs.finest;
@@ -229,7 +224,15 @@ void gram(
   if (outputs.logits.defined()) arguments.raw = outputs.logits.data_ptr<T>();
   if (outputs.loss.defined()) arguments.loss = outputs.loss.data_ptr<T>();
   arguments.counters = counters.data_ptr<int>();
-  plan_gram(arguments, call.processors);
+  plan_gram(arguments, call, outputs.grad.defined());
+  Workspace<T> workspace;
+  workspace.add(arguments.logits, 2 * rows * classes);
+  workspace.add(arguments.statistics, rows);
+  workspace.add(arguments.losses, rows);
+  workspace.add(arguments.row_statistics, class_form ? 0 : 4 * rows);
+  workspace.add(arguments.class_scratch, class_form ? arguments.blocks * classes * kClassScratch<T> : 0);
+  if (folded) workspace.add(arguments.grad, rows * classes);
+  const Tensor memory = workspace.allocate(counters.options().dtype(scalar_type_of<T>()));
   check_launch(launch_gram(arguments, call.stream), "gram");
 }
 

@@ -13,9 +13,13 @@ struct Call {
   c10::DeviceGuard guard;
   Stream stream;
   int64_t processors;
+  double float64_cost;
 
   explicit Call(const Tensor& on)
-      : guard(on.device()), stream(current_stream(on.device().index())), processors(multiprocessors(on.device().index())) {}
+      : guard(on.device()),
+        stream(current_stream(on.device().index())),
+        processors(multiprocessors(on.device().index())),
+        float64_cost(icd::cuda::float64_cost(on.device().index())) {}
 };
 
 // One network's side of the loss.

@@ -1,5 +1,7 @@
 """Every kernel of the CUDA backend on small tensors: what compute-sanitizer runs (test_cuda_gpu.py)."""
 
+import os
+
 import torch
 
 from icd_kernels import gram_kl, icd_loss, region_logits
@@ -23,7 +25,9 @@ def main() -> None:
                     loss.sum().backward()
             region_logits(maps, weight, bias, backend="cuda").sum().backward()
     logits = torch.randn(2, 2, 30, 21, device="cuda", requires_grad=True)
-    gram_kl(logits[0], logits[1], backend="cuda").backward()
+    for sums in ("exact", "linear"):
+        os.environ["ICD_KERNELS_CLASS_SUM"] = sums
+        gram_kl(logits[0], logits[1], backend="cuda").backward()
     torch.cuda.synchronize()
 
 

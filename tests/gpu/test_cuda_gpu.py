@@ -16,10 +16,13 @@ import torch
 from cases import CASES_RUN, STUDENT, Case, Limits, Network, Tensors, case_strategy, loss_of, option_grid
 from hypothesis import given, settings
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
+from test_linear_class import KINDS, SWITCH, TOLERANCE, errors, gradient_terms, logits, loss_and_gradient
 from torch import Tensor
 from torch.autograd import grad, gradcheck
 from torch.profiler import ProfilerActivity, profile
 
+from icd_kernels import gram_kl
+from icd_kernels.backends import linear_reference
 from icd_kernels.backends.cuda import CUDA
 from icd_kernels.operators import SCHEMAS
 from icd_kernels.options import make_options
@@ -188,15 +191,79 @@ def test_the_other_gpu() -> None:
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected, strict=True))
 
 
-def test_many_classes() -> None:
-    """ImageNet-21k's classes: far more than a chunk of columns."""
-    network = Network(8, 2, 2, dtype=torch.float32, weight_dtype=torch.float32, bias_dtype=None)
-    case = Case(batch=1, classes=21841, student=network, teacher=network, options={"scales": (1,)})
-    tensors = on_gpu(case, *STUDENT[:2])
-    loss = loss_of(tensors, BACKEND, scales=(1,))
-    gradients = grad(loss, (tensors.student_features, tensors.student_weight))
-    assert loss.isfinite()
-    assert all(gradient.isfinite().all() for gradient in gradients)
+class TestLinearClass:
+    """Class form linear in K (docs/linear_class_gram.md), against the exact definition and the exact sum."""
+
+    @pytest.mark.parametrize("form", ["automatic", "linear"])
+    @pytest.mark.parametrize("classes", [2, 200, 1000])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_worse_than_eager(self, monkeypatch: pytest.MonkeyPatch, kind: str, classes: int, form: str) -> None:
+        if kind == "nodes hit" and classes == 2:
+            pytest.skip("two classes are the ends alone: there is no node between them to hit")
+        monkeypatch.setenv(SWITCH, form)
+        student, teacher = (part.cuda() for part in logits(kind, classes))
+        exact = loss_and_gradient(student, teacher, torch.float64, backend="reference")
+        eager = loss_and_gradient(student, teacher, torch.float32, backend="reference")
+        single = loss_and_gradient(student, teacher, torch.float32, backend=BACKEND)
+        double = loss_and_gradient(student, teacher, torch.float64, backend=BACKEND)
+        floors = 1e-6 * classes, gradient_terms(student, "none")
+        for measured, allowed in zip(errors(single, exact, *floors), errors(eager, exact, *floors), strict=True):
+            assert measured <= allowed + TOLERANCE
+        assert max(errors(double, exact, 1e-2 * classes, floors[1])) < 2e-11
+
+    @pytest.mark.parametrize("kind", ["gaussian", "close", "one point on a side"])
+    def test_every_run_is_the_same(self, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+        """A batch of many more cells than blocks."""
+        monkeypatch.setenv(SWITCH, "linear")
+        cells = [logits(kind, 1000, seed) for seed in range(21)]
+        student, teacher = (torch.cat(parts, dim=2).float().cuda() for parts in zip(*cells, strict=True))
+        student = (student * torch.linspace(0.5, 1, 128, device="cuda").view(-1, 1, 1)).requires_grad_()
+        runs = []
+        for _ in range(20):
+            loss = gram_kl(student, teacher.expand_as(student), backend=BACKEND)
+            runs.append((loss.detach(), *grad(loss, student)))
+        assert all(torch.equal(a, b) for other in runs for a, b in zip(other, runs[0], strict=True))
+
+    def test_automatic_is_one_of_the_two(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which of them depends on what float64 costs on this GPU."""
+        student, teacher = (part.cuda() for part in logits("gaussian", 1000))
+        gradients = {}
+        for form in ("exact", "linear", "automatic"):
+            monkeypatch.setenv(SWITCH, form)
+            gradients[form] = loss_and_gradient(student, teacher, torch.float32, backend=BACKEND)[1]
+        assert not torch.equal(gradients["linear"], gradients["exact"])
+        assert any(torch.equal(gradients["automatic"], gradients[form]) for form in ("linear", "exact"))
+
+    def test_no_synchronisation_and_a_graph(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(SWITCH, "linear")
+        case = replace(real_case("paper"), batch=8, classes=1000)
+        tensors = on_gpu(case, *STUDENT)
+        expected = results(tensors, "paper")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            results(tensors, "paper")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            results(tensors, "paper")
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = results(tensors, "paper")
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+    @pytest.mark.parametrize("kind", ["gaussian", "wide", "close"])
+    def test_many_classes(self, kind: str) -> None:
+        """ImageNet-21k's classes, which no exact sum holds: against the method in float64 PyTorch."""
+        student, teacher = logits(kind, 21841)
+        single = loss_and_gradient(student.cuda(), teacher.cuda(), torch.float32, backend=BACKEND)
+        loss, gradient = linear_reference.class_cell(student.flatten(), teacher.flatten(), 4.0)
+        got = single[0].cpu(), single[1].cpu()
+        assert max(errors(got, (loss, gradient.view_as(student)), 1.0)) < TOLERANCE
 
 
 SANITIZER = shutil.which("compute-sanitizer")

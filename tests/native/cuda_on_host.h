@@ -8,6 +8,7 @@
 // anything about a GPU's caches or speed: memory here is coherent.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 
@@ -41,6 +42,8 @@ void run_grid(int64_t blocks, size_t shared_bytes, const std::function<void(void
 #define threadIdx host_cuda::thread_index
 #define blockIdx host_cuda::block_index
 #define gridDim host_cuda::grid_size
+
+inline double cospi(double x) { return std::cos(3.14159265358979323846 * x); }
 
 inline void __syncthreads() { host_cuda::synchronize_block(); }
 inline void __syncwarp() { host_cuda::synchronize_warp(); }

@@ -22,6 +22,8 @@ Stream current_stream(c10::DeviceIndex) { return nullptr; }
 
 int64_t multiprocessors(c10::DeviceIndex) { return processors; }
 
+double float64_cost(c10::DeviceIndex) { return 2; }
+
 void clear(void* data, size_t bytes, Stream) {
   ++clears;
   std::memset(data, 0, bytes);

@@ -8,6 +8,8 @@
 #include <random>
 #include <vector>
 
+#include "../../csrc/common/chebyshev.h"
+#include "../../csrc/common/class_rows.h"
 #include "../../csrc/common/geometry.h"
 #include "../../csrc/common/normalize.h"
 #include "../../csrc/common/row_math.h"
@@ -164,6 +166,82 @@ void normalize_derivatives(const char* name, icd::Normalize mode, double scale) 
   report(name, worst, 1e-8L);
 }
 
+// Largest error of interpolating e^{-span u}, u in [0, 1], in `count` Chebyshev nodes, by the barycentric formula.
+Wide interpolation_error(Wide span, int64_t count) {
+  const Wide pi = 3.14159265358979323846264L;
+  Wide worst = 0;
+  for (int point = 0; point <= 500; ++point) {
+    const Wide u = static_cast<Wide>(point) / 500 - 1e-7L * (point == 500);
+    Wide above = 0, below = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Wide angle = (static_cast<Wide>(i) + 0.5L) * pi / static_cast<Wide>(count), node = (1 + std::cos(angle)) / 2;
+      const Wide weight = (i % 2 ? -1 : 1) * std::sin(angle) / (u - node);
+      above += weight * std::exp(-span * node);
+      below += weight;
+    }
+    worst = std::max(worst, std::fabs(above / below - std::exp(-span * u)));
+  }
+  return worst;
+}
+
+void chebyshev_counts() {
+  bool smallest = true;
+  Wide worst = 0;  // error / allowed
+  for (const double span : {1e-3, 0.3, 1.0, 10.0, 100.0, 1e3, 1e4}) {
+    for (const double error : {1e-6, 1e-10, 1e-14}) {
+      const int64_t count = icd::chebyshev_nodes(span, error);
+      worst = std::max(worst, interpolation_error(span, count) / (error + 1e-16L * std::max(1.0, span)));
+      smallest = smallest && (count <= icd::fewest_nodes(span / 2, error) ||
+                              !icd::nodes_suffice(count - icd::kNodeStep, span / 2, error));
+    }
+  }
+  report("interpolation error, of that allowed", worst, 1);
+  expect("no fewer nodes would do by the bound", smallest);
+  const double infinity = std::numeric_limits<double>::infinity();
+  expect("too wide a span has no nodes", icd::chebyshev_nodes(1e7, 1e-10) == 0 && icd::chebyshev_nodes(infinity, 1e-10) == 0);
+  expect("a span of NaN has no nodes", icd::chebyshev_nodes(std::nan(""), 1e-10) == 0);
+}
+
+// The bound by which rows are called close, and a row's KL from its means, on random rows.
+void class_rows() {
+  std::mt19937_64 generator(4);
+  std::normal_distribution<double> normal;
+  const double temperature = 2;
+  Wide worst = 0;
+  bool bounded = true, some = false;
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<double> s, t, s_row, t_row;
+    for (int j = 0; j < 12; ++j) {
+      t.push_back(normal(generator));
+      s.push_back(t.back() + (trial % 2 ? 0.1 : 0.01) * normal(generator));
+    }
+    const double s_top = s[0] < 0 ? *std::min_element(s.begin(), s.end()) : *std::max_element(s.begin(), s.end());
+    const double t_top = t[0] < 0 ? *std::min_element(t.begin(), t.end()) : *std::max_element(t.begin(), t.end());
+    double s_sum = 0, t_sum = 0, own = 0, other = 0, difference = 0, s_size = 0, t_size = 0;
+    for (int j = 0; j < 12; ++j) {
+      s_row.push_back(s[0] * s[j] / temperature);
+      t_row.push_back(t[0] * t[j] / temperature);
+      const double p = std::exp(t[0] / temperature * (t[j] - t_top));
+      s_sum += std::exp(s[0] / temperature * (s[j] - s_top));
+      t_sum += p;
+      own += p * (t[j] - t_top);
+      other += p * s[j];
+      difference = std::max(difference, std::fabs(s[j] - t[j]));
+      s_size = std::max(s_size, std::fabs(s[j]));
+      t_size = std::max(t_size, std::fabs(t[j]));
+    }
+    const Wide exact = exact_kl(s_row, t_row);
+    const double got =
+        icd::row_kl(s[0], t[0], 1 / temperature, own / t_sum, other / t_sum, s_top, std::log(s_sum / t_sum));
+    worst = std::max(worst, std::fabs(got - exact));
+    const bool close = icd::are_close(difference, s_size + t_size, temperature);
+    bounded = bounded && (exact < icd::kCloseRows || !close);
+    some = some || close;
+  }
+  report("a row's KL from its means, absolute error", worst, 1e-14L);
+  expect("rows called close are close", bounded && some);
+}
+
 void windows() {
   bool bounds = true, covered = true, inverse = true;
   for (int64_t extent = 1; extent <= 40; ++extent) {
@@ -207,6 +285,8 @@ int main() {
   normalize_derivatives("zscore derivative, relative error", icd::Normalize::zscore, 1);
   normalize_derivatives("l2 derivative below the floor, relative error", icd::Normalize::l2, 1e-14);
   normalize_derivatives("zscore derivative below the floor, relative error", icd::Normalize::zscore, 1e-14);
+  chebyshev_counts();
+  class_rows();
   windows();
   std::printf("%d failed\n", failures);
   return failures;
