@@ -62,7 +62,7 @@ gpu:
 	@$(PYTHON) -c 'import importlib.util as u, sys; u.find_spec("torch") or sys.exit("make gpu: no torch in $(PYTHON)")'
 	@$(PYTHON) -c 'import torch, sys; torch.cuda.is_available() or sys.exit("make gpu: torch sees no GPU; nothing was run")'
 	@echo "==> Building the extension against the installed torch"
-	@ICD_KERNELS_EXTENSION=1 $(PYTHON) setup.py build_ext --inplace
+	@TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c 'import torch; print(";".join(sorted({"%d.%d" % torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})))')}" ICD_KERNELS_EXTENSION=1 $(PYTHON) setup.py build_ext --inplace
 	@mkdir -p $(RESULTS)
 	@echo "==> Running the GPU tests"
 	@$(PYTHON) -m pytest -m gpu tests/gpu --junitxml=$(RESULTS)/gpu-tests.xml
