@@ -1,5 +1,6 @@
 """From dl/dz to the gradients by features, weight and bias, in one launch."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
-from icd_kernels.backends.triton.cells import cell_windows, covers, pixel_offsets, store
+from icd_kernels.backends.triton.cells import cell_windows, channel_offsets, covers, pixel_offsets, store
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
 from icd_kernels.backends.triton.gram_stage import fold_gradient
 from icd_kernels.backends.triton.launch import launch
@@ -59,7 +60,7 @@ def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
         b_weight = tl.load(p_weight, mask=m_weight, other=0.0).to(CONSTANTS.ACC)
         total = tl.dot(b_gradient, b_weight, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
     top, bottom, left, right = cell_windows(
-        o_local % CONSTANTS.CELLS, job.height, job.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS
+        o_local % CONSTANTS.CELLS, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
     )
     total = total / ((bottom - top) * (right - left))[:, None]
     o_out = o_rows[:, None] * job.channels + o_channels[None, :]
@@ -107,23 +108,27 @@ def _scatter_task(task, job, counters, CONSTANTS: tl.constexpr):
 
     p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
     p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image
-    p_map += o_channels.to(tl.int64)[None, :] * job.feature_stride_channel
-    pixels = job.height * job.width
+    p_map += channel_offsets(o_channels, job.feature_stride_channel, CONSTANTS.ALIGN)[None, :]
+    pixels = CONSTANTS.HEIGHT * CONSTANTS.WIDTH
     for start in range(0, pixels, CONSTANTS.PIXEL_BLOCK):
         o_pixels = start + tl.arange(0, CONSTANTS.PIXEL_BLOCK)
         total = _collect(p_cells, m_channels, o_pixels, job, CONSTANTS)  # [PIXELS, CHANNELS]
-        o_map = pixel_offsets(o_pixels, job.width, job.feature_stride_row, job.feature_stride_column, CONSTANTS.FLAT)
+        o_map = pixel_offsets(
+            o_pixels, CONSTANTS.WIDTH, job.feature_stride_row, job.feature_stride_column, CONSTANTS.FLAT
+        )
         store(p_map + o_map[:, None], total, (o_pixels < pixels)[:, None] & m_channels)
 
 
 @triton.jit
 def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
     total = tl.zeros((CONSTANTS.PIXEL_BLOCK, CONSTANTS.CHANNEL_BLOCK), CONSTANTS.ACC)
-    row = (o_pixels // job.width)[:, None]
-    column = (o_pixels % job.width)[:, None]
+    row = (o_pixels // CONSTANTS.WIDTH)[:, None]
+    column = (o_pixels % CONSTANTS.WIDTH)[:, None]
     for start in range(0, CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK):
         o_cells = start + tl.arange(0, CONSTANTS.CELL_BLOCK)
-        top, bottom, left, right = cell_windows(o_cells, job.height, job.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS)
+        top, bottom, left, right = cell_windows(
+            o_cells, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
+        )
         b_covers = covers(top[None, :], bottom[None, :], left[None, :], right[None, :], row, column)
         m_cells = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
         b_cells = tl.load(p_cells + o_cells.to(tl.int64)[:, None] * job.channels, mask=m_cells, other=0.0)
@@ -210,7 +215,7 @@ def region_logits_backward(
         launch(
             fold_kernel, batch, gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2],
             ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=tuple(scales), FIRSTS=firsts(scales), FINEST=finest,
-            ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
+            ROWS=configs.PAIR_BLOCK, BLOCK=configs.pair_depth(gradient.shape[2], gradient.dtype),
         )  # fmt: skip
         gradient = folded
     return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
@@ -231,7 +236,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by features, weight and bias from dl/dz (B, base cells, K) of any strides; empty where not wanted."""
     by_features, by_weight, by_bias = wanted
-    batch, channels, height, width = size
+    batch, channels = size[:2]
     classes = weight.shape[0]
     features = torch.empty_strided(size, stride, dtype=dtype, device=weight.device) if by_features else None
     weights = torch.empty_like(weight, memory_format=torch.contiguous_format) if by_weight else None
@@ -275,8 +280,6 @@ def _gradients(
         batch=batch,
         classes=classes,
         channels=channels,
-        height=height,
-        width=width,
         group_images=group_images,
         group_tiles=group_tiles,
         cell_tasks=cell_tasks,
@@ -310,6 +313,9 @@ def _plan(
         SCALES=base,
         FIRSTS=firsts(base),
         CELLS=cells,
+        HEIGHT=height,
+        WIDTH=width,
+        ALIGN=math.gcd(stride[1], 16),
         FLAT=height == 1 or stride[2] == width * stride[3],
         SPLITS=1,
         PRECISION=products,

@@ -42,6 +42,12 @@ def covers(top, bottom, left, right, row, column):
 
 
 @triton.jit
+def channel_offsets(o_channels, stride_channel, ALIGN: tl.constexpr):
+    """Where channels start; ALIGN divides the stride."""
+    return o_channels.to(tl.int64) * (stride_channel // ALIGN * ALIGN)
+
+
+@triton.jit
 def pixel_offsets(o_pixels, width, stride_row, stride_column, FLAT: tl.constexpr):
     """Where pixels lie within a channel."""
     if FLAT:

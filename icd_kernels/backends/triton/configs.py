@@ -78,5 +78,10 @@ def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
     return 16, power_of_two(classes, 16, 32 if dtype == torch.float64 else 64)
 
 
-PAIR_BLOCK, PAIR_DEPTH = 16, 32
-"""Side of a Gram tile between vectors, and the classes of one step."""
+PAIR_BLOCK = 16
+"""Side of a Gram tile between vectors."""
+
+
+def pair_depth(classes: int, dtype: torch.dtype) -> int:
+    """Classes of one step: few steps, since each waits for memory and there are few programs to wait beside it."""
+    return power_of_two(classes, 32, 32 if dtype == torch.float64 else 64)

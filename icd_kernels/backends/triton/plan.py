@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -74,8 +75,6 @@ class NetworkPlan(NamedTuple):
             p_pooled=pooled,
             p_logits=logits,
             channels=features.shape[1],
-            height=features.shape[2],
-            width=features.shape[3],
             stride_image=features.stride(0),
             stride_channel=features.stride(1),
             stride_row=features.stride(2),
@@ -108,7 +107,10 @@ def plan_network(
     flat = features.shape[2] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
     products = precision(dtype, features.dtype, weight.dtype)
     pool = pool_dtype(features.dtype, dtype)
-    return _plan_network(tuple(features.shape), weight.shape[0], dtype, pool, tuple(scales), pyramid, flat, products)
+    align = math.gcd(features.stride(1), 16)
+    return _plan_network(
+        tuple(features.shape), weight.shape[0], dtype, pool, tuple(scales), pyramid, align, flat, products
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -119,6 +121,7 @@ def _plan_network(
     pool: Any,
     scales: tuple[int, ...],
     pyramid: str,
+    align: int,
     flat: bool,
     products: str,
 ) -> NetworkPlan:
@@ -135,6 +138,9 @@ def _plan_network(
         SCALES=base,
         FIRSTS=firsts(base),
         CELLS=cells,
+        HEIGHT=height,
+        WIDTH=width,
+        ALIGN=align,
         FLAT=flat,
         SPLITS=configs.splits(tiles, channels, depth_block),
         PRECISION=products,
@@ -211,7 +217,7 @@ def plan_gram(
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
         PAIR_BLOCK=configs.PAIR_BLOCK,
-        PAIR_DEPTH=configs.PAIR_DEPTH,
+        PAIR_DEPTH=configs.pair_depth(classes, dtype),
     )
     if gram == "sample":
         tasks = batch * cells + cells * blocks * (2 if gradient else 1)

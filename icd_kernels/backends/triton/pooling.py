@@ -7,7 +7,7 @@ products are with 0 and 1, so on the tensor cores halves stay exact.
 import triton
 import triton.language as tl
 
-from icd_kernels.backends.triton.cells import cell_windows, covers, pixel_offsets
+from icd_kernels.backends.triton.cells import cell_windows, channel_offsets, covers, pixel_offsets
 from icd_kernels.backends.triton.tasks import arrive
 
 
@@ -20,9 +20,11 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
     o_cells = (task // channel_blocks % cell_blocks) * CONSTANTS.CELL_BLOCK + tl.arange(0, CONSTANTS.CELL_BLOCK)
 
-    top, bottom, left, right = cell_windows(o_cells, network.height, network.width, CONSTANTS.SCALES, CONSTANTS.FIRSTS)
+    top, bottom, left, right = cell_windows(
+        o_cells, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
+    )
     p_map = network.p_features + image.to(tl.int64) * network.stride_image
-    p_map += o_channels.to(tl.int64)[None, :] * network.stride_channel  # [1, CHANNELS]
+    p_map += channel_offsets(o_channels, network.stride_channel, CONSTANTS.ALIGN)[None, :]  # [1, CHANNELS]
     m_channels = (o_channels < network.channels)[None, :]
     total = _sum_pixels(p_map, m_channels, top, bottom, left, right, network, CONSTANTS)  # [CELLS, CHANNELS]
     if tl.sum((total - total != 0).to(tl.int32)) > 0:
@@ -38,14 +40,14 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
 @triton.jit
 def _sum_pixels(p_map, m_channels, top, bottom, left, right, network, CONSTANTS: tl.constexpr):
     total = tl.zeros((CONSTANTS.CELL_BLOCK, CONSTANTS.CHANNEL_BLOCK), CONSTANTS.ACC)
-    pixels = network.height * network.width
+    pixels = CONSTANTS.HEIGHT * CONSTANTS.WIDTH
     for start in range(0, pixels, CONSTANTS.PIXEL_BLOCK):
         o_pixels = start + tl.arange(0, CONSTANTS.PIXEL_BLOCK)
-        o_map = pixel_offsets(o_pixels, network.width, network.stride_row, network.stride_column, CONSTANTS.FLAT)
+        o_map = pixel_offsets(o_pixels, CONSTANTS.WIDTH, network.stride_row, network.stride_column, CONSTANTS.FLAT)
         m_map = (o_pixels < pixels)[:, None] & m_channels
         b_features = tl.load(p_map + o_map[:, None], mask=m_map, other=0.0)  # [PIXELS, CHANNELS]
-        row = (o_pixels // network.width)[None, :]
-        column = (o_pixels % network.width)[None, :]
+        row = (o_pixels // CONSTANTS.WIDTH)[None, :]
+        column = (o_pixels % CONSTANTS.WIDTH)[None, :]
         b_covers = covers(top[:, None], bottom[:, None], left[:, None], right[:, None], row, column)
         total = tl.dot(
             b_covers.to(CONSTANTS.POOL),
@@ -62,8 +64,8 @@ def _sum_pixels_apart(p_map, m_channels, top, bottom, left, right, network, CONS
     """The same without products: 0 times NaN or inf would carry these into cells that do not cover them."""
     total = tl.zeros((CONSTANTS.CELL_BLOCK, CONSTANTS.CHANNEL_BLOCK), CONSTANTS.ACC)
     first = tl.full((), 0, tl.int64)
-    for row in range(network.height):
-        for column in range(network.width):
+    for row in range(CONSTANTS.HEIGHT):
+        for column in range(CONSTANTS.WIDTH):
             o_map = (first + row) * network.stride_row + (first + column) * network.stride_column
             b_features = tl.load(p_map + o_map, mask=m_channels, other=0.0).to(CONSTANTS.ACC)  # [1, CHANNELS]
             total += tl.where(covers(top, bottom, left, right, row, column)[:, None], b_features, 0.0)

@@ -37,8 +37,6 @@ class Network(NamedTuple):
     p_logits: Any
     """(SPLITS, B, cells, K)"""
     channels: Any
-    height: Any
-    width: Any
     stride_image: Any
     stride_channel: Any
     stride_row: Any
@@ -68,6 +66,10 @@ class NetworkConstants(NamedTuple):
     """First cell of each base scale."""
     CELLS: Any
     """Base cells altogether."""
+    HEIGHT: Any
+    WIDTH: Any
+    ALIGN: Any
+    """What the map's channel stride is a multiple of, up to 16: known, it lets pixels be read many at a time."""
     FLAT: Any
     """Whether pixel p lies at p * stride_column: true of NCHW, channels-last and token grids."""
     SPLITS: Any
@@ -190,8 +192,6 @@ class Backward(NamedTuple):
     batch: Any
     classes: Any
     channels: Any
-    height: Any
-    width: Any
     group_images: Any
     group_tiles: Any
     cell_tasks: Any
