@@ -140,6 +140,7 @@ def _stretches(given: dict[str, Any], programs: int) -> list[int]:
         return [first, programs - first]
     networks = [given[name] for name in ("network", "student", "teacher") if hasattr(given.get(name), "pool_tasks")]
     counts = [sum(network.pool_tasks for network in networks), sum(network.project_tasks for network in networks)]
+    counts[0] *= given.get("POOLS", True)
     rest = programs - sum(counts)
     form = given.get("FORM")
     if form is not None and form.GRAM == "sample" and "temperature" in given:

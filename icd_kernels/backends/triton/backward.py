@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
-from icd_kernels.backends.triton.cells import cell_windows, channel_offsets, covers, pixel_offsets, store
+from icd_kernels.backends.triton.cells import add_covered, cell_windows, channel_offsets, covers, pixel_offsets, store
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
 from icd_kernels.backends.triton.gram_stage import fold_gradient
 from icd_kernels.backends.triton.launch import launch
-from icd_kernels.backends.triton.plan import LANGUAGE_DTYPES, ceil_div, firsts, precision, workspace
+from icd_kernels.backends.triton.plan import LANGUAGE_DTYPES, ceil_div, firsts, parts, precision, workspace
 from icd_kernels.backends.triton.structs import GROUPS, Backward, NetworkConstants
 from icd_kernels.backends.triton.tasks import arrive, draw_task, is_last_task, reset, wait_for
 from icd_kernels.geometry import base_scales, cell_count, is_folded
@@ -30,12 +31,13 @@ def backward_kernel(job, counters, CONSTANTS: tl.constexpr, SLOT: tl.constexpr):
     if weight < 0:
         _cell_task(task, job, counters, CONSTANTS)
     elif scatter < 0:
-        _weight_task(weight, job, CONSTANTS)
+        _weight_task(weight, job, counters, CONSTANTS)
     else:
         if job.p_features is not None:
             _scatter_task(scatter, job, counters, CONSTANTS)
-    if is_last_task(counters):
-        reset(counters, SLOT)
+    if weight >= 0:
+        if is_last_task(counters, job.cell_tasks):
+            reset(counters, SLOT)
 
 
 @triton.jit
@@ -62,23 +64,55 @@ def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
     top, bottom, left, right = cell_windows(
         o_local % CONSTANTS.CELLS, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
     )
-    total = total / ((bottom - top) * (right - left))[:, None]
+    size = tl.maximum((bottom - top) * (right - left), 1).to(CONSTANTS.ACC)
+    total = total * (_load_scale(job, CONSTANTS) / size)[:, None]
     o_out = o_rows[:, None] * job.channels + o_channels[None, :]
     tl.store(job.p_cells + o_out, total, mask=m_rows[:, None] & (o_channels < job.channels)[None, :])
     arrive(counters.p_student_pooled + group)
 
 
 @triton.jit
-def _weight_task(task, job, CONSTANTS: tl.constexpr):
-    """A tile of dl/dW = Σ dl/dz f̄^T over all images' cells; the first block of channels also does dl/db = Σ dl/dz."""
+def _weight_task(task, job, counters, CONSTANTS: tl.constexpr):
+    """A tile of dl/dW = Σ dl/dz f̄^T over all images' cells; the first block of channels also does dl/db = Σ dl/dz.
+
+    Where the images are split, the last part to arrive adds up all parts in order.
+    """
+    split = task % CONSTANTS.SPLITS
+    tile = task // CONSTANTS.SPLITS
     class_blocks = tl.cdiv(job.classes, CONSTANTS.ROW_BLOCK)
-    o_classes = (task % class_blocks) * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
-    o_channels = (task // class_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
+    o_classes = (tile % class_blocks) * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
+    o_channels = (tile // class_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
+    total, bias = _weight_product(split, o_classes, o_channels, job, CONSTANTS)
+    m_tile = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
+    m_bias = o_classes < tl.where(tile < class_blocks, job.classes, 0)
+    if CONSTANTS.SPLITS > 1:
+        wide = tl.full((), 0, tl.int64) + job.classes
+        p_tile = job.p_partial + o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
+        p_bias = job.p_partial + CONSTANTS.SPLITS * wide * job.channels + o_classes
+        tl.store(p_tile + split * wide * job.channels, total, mask=m_tile)
+        tl.store(p_bias + split * wide, bias, mask=m_bias)
+        is_whole = arrive(counters.p_images + tile) == CONSTANTS.SPLITS - 1
+        tl.debug_barrier()
+        if is_whole:
+            total = total * 0
+            bias = bias * 0
+            for part in tl.static_range(CONSTANTS.SPLITS):
+                total += tl.load(p_tile + part * wide * job.channels, mask=m_tile, other=0.0)
+                bias += tl.load(p_bias + part * wide, mask=m_bias, other=0.0)
+            _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS)
+    else:
+        _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS)
+
+
+@triton.jit
+def _weight_product(split, o_classes, o_channels, job, CONSTANTS: tl.constexpr):
+    """Σ dl/dz f̄^T, [CLASSES, CHANNELS], and Σ dl/dz, [CLASSES], over one part of all images' cells."""
     total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
     bias = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.DEPTH_BLOCK), CONSTANTS.ACC)
     rows = (tl.full((), 0, tl.int64) + job.batch) * CONSTANTS.CELLS
-    for start in range(tl.cdiv(rows, CONSTANTS.DEPTH_BLOCK)):
-        o_rows = start * CONSTANTS.DEPTH_BLOCK + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+    steps = tl.cdiv(rows, CONSTANTS.DEPTH_BLOCK)
+    for step in range(steps * split // CONSTANTS.SPLITS, steps * (split + 1) // CONSTANTS.SPLITS):
+        o_rows = step * CONSTANTS.DEPTH_BLOCK + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
         m_rows = o_rows < rows
         b_gradient = tl.trans(_load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS))  # [CLASSES, DEPTH]
         bias += b_gradient
@@ -87,13 +121,26 @@ def _weight_task(task, job, CONSTANTS: tl.constexpr):
             m_pooled = m_rows[:, None] & (o_channels < job.channels)[None, :]
             b_pooled = tl.load(p_pooled, mask=m_pooled, other=0.0)
             total = tl.dot(b_gradient, b_pooled, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
+    return total, tl.sum(bias, axis=1)
+
+
+@triton.jit
+def _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS: tl.constexpr):
+    scale = _load_scale(job, CONSTANTS)
     if job.p_weight_gradient is not None:
         o_out = o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
-        m_out = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
-        store(job.p_weight_gradient + o_out, total, m_out)
+        store(job.p_weight_gradient + o_out, total * scale, m_tile)
     if job.p_bias_gradient is not None:
-        stop = tl.where(task < class_blocks, job.classes, 0)
-        store(job.p_bias_gradient + o_classes, tl.sum(bias, axis=1), o_classes < stop)
+        store(job.p_bias_gradient + o_classes, bias * scale, m_bias)
+
+
+@triton.jit
+def _load_scale(job, CONSTANTS: tl.constexpr):
+    """What every image's gradient is multiplied by."""
+    scale = tl.full((), 1.0, CONSTANTS.ACC)
+    if job.p_scale is not None:
+        scale = tl.load(job.p_scale).to(CONSTANTS.ACC)
+    return scale
 
 
 @triton.jit
@@ -132,9 +179,7 @@ def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
         b_covers = covers(top[None, :], bottom[None, :], left[None, :], right[None, :], row, column)
         m_cells = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
         b_cells = tl.load(p_cells + o_cells.to(tl.int64)[:, None] * job.channels, mask=m_cells, other=0.0)
-        total = tl.dot(
-            b_covers.to(CONSTANTS.ACC), b_cells, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC
-        )
+        total = add_covered(b_covers, b_cells, total, CONSTANTS)
     return total
 
 
@@ -249,22 +294,29 @@ def _gradients(
     if batch == 0:
         return outputs[0], outputs[1].zero_(), outputs[2].zero_()
 
-    constants, group_images, group_tiles = _plan(size, stride, gradient.dtype, dtype, weight.dtype, scales, pyramid)
+    constants, group_images, group_tiles = _plan(
+        tuple(size), tuple(stride), gradient.dtype, dtype, tuple(scales), pyramid, precision(gradient.dtype)
+    )
     groups = ceil_div(batch, group_images)
     blocks = ceil_div(classes, constants.ROW_BLOCK)
     cell_tasks = groups * group_tiles * ceil_div(channels, constants.CLASS_BLOCK) if by_features else 0
-    weight_tasks = (
-        blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
-    )
+    tiles = blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
+    constants = constants._replace(SPLITS=configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK))
+    weight_tasks = tiles * constants.SPLITS
     scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
-    (cells_space,) = workspace(gradient, gradient.dtype, batch * constants.CELLS * channels if by_features else 0)
+    is_shared = upstream is not None and upstream.ndim == 0
+    cells_space, partial = workspace(
+        gradient, gradient.dtype, batch * constants.CELLS * channels if by_features else 0,
+        0 if constants.SPLITS == 1 else constants.SPLITS * classes * (channels + 1),
+    )  # fmt: skip
     job = Backward(
         p_gradient=gradient,
         stride_image=gradient.stride(0),
         stride_cell=gradient.stride(1),
         stride_class=gradient.stride(2),
-        p_upstream=upstream,
-        stride_upstream=0 if upstream is None or upstream.ndim == 0 else upstream.stride(0),
+        p_upstream=None if is_shared else upstream,
+        stride_upstream=0 if upstream is None or is_shared else upstream.stride(0),
+        p_scale=upstream if is_shared else None,
         p_pooled=pooled if by_weight else None,
         p_weight=weight,
         weight_stride_class=weight.stride(0),
@@ -275,6 +327,7 @@ def _gradients(
         feature_stride_channel=stride[1],
         feature_stride_row=stride[2],
         feature_stride_column=stride[3],
+        p_partial=partial,
         p_weight_gradient=weights,
         p_bias_gradient=bias,
         batch=batch,
@@ -292,20 +345,20 @@ def _gradients(
     return outputs
 
 
+@lru_cache(maxsize=1024)
 def _plan(
-    size: Sequence[int],
-    stride: Sequence[int],
+    size: tuple[int, int, int, int],
+    stride: tuple[int, int, int, int],
     math_dtype: torch.dtype,
     feature_dtype: torch.dtype,
-    weight_dtype: torch.dtype,
-    scales: Sequence[int],
+    scales: tuple[int, ...],
     pyramid: str,
+    products: str,
 ) -> tuple[NetworkConstants, int, int]:
     """Constants of the launch, images of a group, and row tiles of a group."""
     batch, channels, height, width = size
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
-    products = precision(math_dtype, feature_dtype, weight_dtype)
     row_block, class_block, depth_block = configs.product_blocks(math_dtype, products)
     constants = NetworkConstants(
         ACC=LANGUAGE_DTYPES[math_dtype],
@@ -319,9 +372,10 @@ def _plan(
         FLAT=height == 1 or stride[2] == width * stride[3],
         SPLITS=1,
         PRECISION=products,
+        PARTS=parts(LANGUAGE_DTYPES[math_dtype]),
         CELL_BLOCK=configs.cell_block(cells),
         PIXEL_BLOCK=configs.pixel_block(height * width, math_dtype),
-        CHANNEL_BLOCK=configs.channel_block(channels, math_dtype),
+        CHANNEL_BLOCK=configs.channel_block(channels, cells, 8 * feature_dtype.itemsize),
         ROW_BLOCK=row_block,
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,

@@ -48,6 +48,24 @@ def channel_offsets(o_channels, stride_channel, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def add_covered(b_covers, b_values, total, CONSTANTS: tl.constexpr):
+    """total + b_covers @ b_values, exact but for the order of sums; b_covers is 0 or 1.
+
+    On tensor cores: halves as they are, float32 as three bfloat16 that add up to it (8 + 8 + 8 bits). Where there is
+    NaN or inf among the values, so it is in the sum.
+    """
+    if CONSTANTS.PARTS == 3:
+        for part in tl.static_range(3):
+            high = (b_values.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+            total = tl.dot(b_covers.to(tl.bfloat16), high.to(tl.bfloat16), total, out_dtype=tl.float32)
+            if part < 2:
+                b_values = b_values - high
+    else:
+        total = tl.dot(b_covers.to(b_values.dtype), b_values, total, input_precision="ieee", out_dtype=CONSTANTS.ACC)
+    return total
+
+
+@triton.jit
 def pixel_offsets(o_pixels, width, stride_row, stride_column, FLAT: tl.constexpr):
     """Where pixels lie within a channel."""
     if FLAT:

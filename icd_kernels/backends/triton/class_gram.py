@@ -89,8 +89,8 @@ def _rows(p_student, p_teacher, x_student, e_student, x_teacher, e_teacher, clas
         m_columns = o_columns < classes
         b_student = tl.load(p_student + o_columns, mask=m_columns, other=0.0)
         b_teacher = tl.load(p_teacher + o_columns, mask=m_columns, other=0.0)
-        student = tl.where(m_columns[None, :], b_student[None, :] - e_student[:, None], 0.0)
-        teacher = tl.where(m_columns[None, :], b_teacher[None, :] - e_teacher[:, None], 0.0)
+        student = b_student[None, :] - e_student[:, None]
+        teacher = b_teacher[None, :] - e_teacher[:, None]
         q = tl.where(m_columns[None, :], tl.exp(x_student[:, None] * student), 0.0)
         p = tl.where(m_columns[None, :], tl.exp(x_teacher[:, None] * teacher), 0.0)
         student_sum += q

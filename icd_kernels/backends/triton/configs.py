@@ -18,10 +18,11 @@ import os
 import torch
 
 WARPS = 4
-STAGES = 2
+STAGES = 3
 SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
+POOL_INSIDE_BYTES = 16 << 20
 
 AUTOTUNE_VARIABLE = "ICD_KERNELS_AUTOTUNE"
 AUTOTUNE_CHOICES = ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3))
@@ -38,6 +39,11 @@ def power_of_two(count: int, low: int, high: int) -> int:
     return min(max(1 << max(count - 1, 0).bit_length(), low), high)
 
 
+def pools_inside(student: torch.Tensor, teacher: torch.Tensor) -> bool:
+    """Whether the maps are pooled in the launch that does everything else, rather than in one of their own."""
+    return student.nbytes + teacher.nbytes <= POOL_INSIDE_BYTES
+
+
 def cell_block(cells: int) -> int:
     """Cells pooled, or scattered, at a time."""
     return power_of_two(cells, 16, 64)
@@ -48,24 +54,29 @@ def pixel_block(pixels: int, dtype: torch.dtype) -> int:
     return power_of_two(pixels, 16, 32 if dtype == torch.float64 else 64)
 
 
-def channel_block(channels: int, dtype: torch.dtype) -> int:
-    """Channels pooled, or scattered to, at a time."""
-    return power_of_two(channels, 16, 16 if dtype == torch.float64 else 64)
+def channel_block(channels: int, cells: int, bits: int) -> int:
+    """Channels pooled, or scattered to, at a time, of numbers of that many bits."""
+    return power_of_two(channels, 16, 16 if bits == 64 else 128 if bits == 16 and cells <= 16 else 64)
 
 
 def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     """Rows, columns and depth of a tile of a matrix product."""
     if dtype == torch.float64:
         return 32, 32, 16
-    return (32, 64, 16) if precision == "ieee" else (64, 64, 32)
+    return {"ieee": (32, 64, 16), "tf32x3": (32, 64, 32), "tf32": (64, 64, 32)}[precision]
 
 
 def splits(tiles: int, depth: int, depth_block: int) -> int:
     """Parts of a product's depth, a power of two: enough to spread few tiles, none shorter than 4 steps."""
     parts = 1
-    while parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD * 2 and depth >= parts * 2 * 4 * depth_block:
+    while parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD and depth >= parts * 2 * 4 * depth_block:
         parts *= 2
     return parts
+
+
+def pair_vector(classes: int, dtype: torch.dtype) -> int:
+    """Classes of PAIR_BLOCK rows read at a time where they are not multiplied."""
+    return power_of_two(classes, 32, 64 if dtype == torch.float64 else 128)
 
 
 def vector_block(classes: int) -> int:
@@ -84,4 +95,4 @@ PAIR_BLOCK = 16
 
 def pair_depth(classes: int, dtype: torch.dtype) -> int:
     """Classes of one step: few steps, since each waits for memory and there are few programs to wait beside it."""
-    return power_of_two(classes, 32, 32 if dtype == torch.float64 else 64)
+    return power_of_two(classes, 32, 32)

@@ -11,7 +11,7 @@ from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import store
 from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
 from icd_kernels.backends.triton.launch import launch
-from icd_kernels.backends.triton.plan import ceil_div, plan_gram, precision, workspace
+from icd_kernels.backends.triton.plan import ceil_div, gram_precision, plan_gram, workspace
 from icd_kernels.backends.triton.structs import Logits, LogitsConstants, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
@@ -34,7 +34,7 @@ def gram_kl_kernel(
 ):
     """The tasks of the Gram stage."""
     gram_task(draw_task(counters), student, teacher, work, counters, batch, classes, temperature, FORM)
-    if is_last_task(counters):
+    if is_last_task(counters, 0):
         reduce_losses(work, batch, FORM)
         reset(counters, SLOT)
 
@@ -153,7 +153,7 @@ def run_gram(
     constants = LogitsConstants(SPLITS=1, FINEST=0)
     plan = plan_gram(
         batch, classes, loss.dtype, tuple(scales), tuple(scale_weights), gram, normalize, reduction,
-        gradient is not None, finest, precision(loss.dtype), constants, constants,
+        gradient is not None, finest, gram_precision(loss.dtype), constants, constants,
     )  # fmt: skip
     z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = workspace(
         loss, loss.dtype, batch * cells * classes, batch * cells * classes, batch * cells, plan.rows_size,

@@ -91,11 +91,11 @@ def _spatial_task(task, student, teacher, work, counters, batch, classes, temper
             m_rows = o_local < count
             assemble_rows(
                 teacher, work.p_teacher, work.p_teacher_raw, o_images, o_local, m_rows, first, scale, classes,
-                FORM.TEACHER, FORM, FORM.PAIR_DEPTH,
+                FORM.TEACHER, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
             )  # fmt: skip
             divisor = assemble_rows(
                 student, work.p_student, work.p_student_raw, o_images, o_local, m_rows, first, scale, classes,
-                FORM.STUDENT, FORM, FORM.PAIR_DEPTH,
+                FORM.STUDENT, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
             )  # fmt: skip
             if FORM.GRADIENT:
                 tl.store(work.p_divisor + start_row + o_local, divisor, mask=m_rows)
@@ -134,7 +134,7 @@ def _spatial_gram(work, start_row, count, batch, classes, temperature, weight, F
             divisor = tl.load(work.p_divisor + start_row + o_rows, mask=o_rows < count, other=1.0)
             unnormalize_gradient_rows(
                 p_student, p_gradient, o_rows.to(tl.int64) * classes, o_rows < count, divisor, classes, FORM,
-                FORM.PAIR_DEPTH,
+                FORM.PAIR_VECTOR,
             )  # fmt: skip
     return tl.sum(losses)
 
@@ -213,7 +213,7 @@ def _sample_gradient(unit, blocks, work, counters, batch, classes, temperature, 
         divisor = tl.load(work.p_divisor + o_divisor, mask=o_images < batch, other=1.0)
         unnormalize_gradient_rows(
             p_student, p_gradient, o_images.to(tl.int64) * stride, o_images < batch, divisor, classes, FORM,
-            FORM.PAIR_DEPTH,
+            FORM.PAIR_VECTOR,
         )  # fmt: skip
     else:
         for image in range(block * FORM.PAIR_BLOCK, tl.minimum((block + 1) * FORM.PAIR_BLOCK, batch)):
@@ -232,11 +232,11 @@ def _normalize_cell(student, teacher, work, image, local, first, scale, classes,
     m_rows = o_local >= 0
     assemble_rows(
         teacher, work.p_teacher, work.p_teacher_raw, o_images, o_local, m_rows, first, scale, classes, FORM.TEACHER,
-        FORM, FORM.VECTOR_BLOCK,
+        FORM, FORM.VECTOR_BLOCK, FORM.VECTOR_BLOCK,
     )  # fmt: skip
     return assemble_rows(
         student, work.p_student, work.p_student_raw, o_images, o_local, m_rows, first, scale, classes, FORM.STUDENT,
-        FORM, FORM.VECTOR_BLOCK,
+        FORM, FORM.VECTOR_BLOCK, FORM.VECTOR_BLOCK,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,12 +19,18 @@ _TUNED: dict[Any, tuple[int, int]] = {}
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
     """Launches `kernel` with that many programs on the current stream of `device`."""
     if not interprets():
-        constants = {name: _group(value) for name, value in constants.items()}
+        constants = {name: grouped(value) for name, value in constants.items()}
     with _on(device):
         warps, stages = configs.WARPS, configs.STAGES
         if configs.autotunes() and device.type == "cuda":
             warps, stages = _tuned(kernel, programs, args, constants)
         _run(kernel, programs, args, constants, warps, stages)
+
+
+@lru_cache(maxsize=4096)
+def grouped(constants: Any) -> Any:
+    """Constants as kernels take them; a group keeps its object, by which launches remember it."""
+    return _group(constants)
 
 
 def _wrapped(constants: Any) -> Any:

@@ -30,10 +30,12 @@ def assemble_rows(
     CONSTANTS: tl.constexpr,
     FORM: tl.constexpr,
     BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """Writes normalised logits (B, N, K) of cells `o_local` of one scale of `o_images`; returns their divisors.
 
-    Also writes them as they were to `p_raw` unless that is None.
+    Also writes them as they were to `p_raw` unless that is None. BLOCK classes are assembled at a
+    time, VECTOR normalised.
     """
     o_rows = (o_images.to(tl.int64) * FORM.CELLS + first + o_local)[:, None] * classes
     total = tl.zeros(o_local.shape, FORM.ACC)
@@ -48,7 +50,7 @@ def assemble_rows(
         total += tl.sum(b_logits, axis=1)
         square += tl.sum(b_logits * b_logits, axis=1)
     tl.debug_barrier()
-    return _normalize(p_out + o_rows, m_rows, total, square, classes, FORM, BLOCK)
+    return _normalize(p_out + o_rows, m_rows, total, square, classes, FORM, VECTOR)
 
 
 @triton.jit
@@ -104,7 +106,7 @@ def _average(p_images, o_local, scale, m_tile, logits, CONSTANTS: tl.constexpr, 
     right = window_stop(o_local % scale, scale, CONSTANTS.FINEST)
     extent = tl.cdiv(CONSTANTS.FINEST, scale) + (CONSTANTS.FINEST % scale != 0).to(tl.int32)
     total = tl.zeros(m_tile.shape, FORM.ACC)
-    for place in range(extent * extent):
+    for place in tl.range(0, extent * extent, loop_unroll_factor=4):  # each waits for memory
         row = top + place // extent
         column = left + place % extent
         m_cells = m_tile & ((row < bottom) & (column < right))[:, None]

@@ -42,16 +42,25 @@ def pool_dtype(features: torch.dtype, dtype: torch.dtype) -> Any:
     return LANGUAGE_DTYPES[features if is_exact else dtype]
 
 
-def precision(dtype: torch.dtype, *operands: torch.dtype) -> str:
-    """input_precision of products in math of `dtype`, where `operands` came in these dtypes.
+def parts(values: Any) -> int:
+    """How many numbers a pixel's or a cell's value is summed as on the tensor cores: three bfloat16 for a float32."""
+    return 3 if values == tl.float32 and not interprets() else 1
 
-    float32 products follow `torch.get_float32_matmul_precision()`. With a half among the operands TF32 keeps more of
-    them than eager PyTorch, which rounds every intermediate to the half.
-    """
-    if dtype == torch.float64 or torch.version.hip is not None:
-        return "ieee"
-    is_half = any(operand in (torch.bfloat16, torch.float16) for operand in operands)
-    return "tf32" if is_half or torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+def exact_products(dtype: torch.dtype) -> str:
+    """input_precision that keeps every digit of `dtype`: float32 as three products of TF32, where there is TF32."""
+    return "tf32x3" if dtype == torch.float32 and torch.version.hip is None else "ieee"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """input_precision of the products with weights: float32 follows `torch.get_float32_matmul_precision()`."""
+    is_fast = torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if is_fast and exact_products(dtype) == "tf32x3" else exact_products(dtype)
+
+
+def gram_precision(dtype: torch.dtype) -> str:
+    """input_precision of Gram matrices: small, and exponents of what follows, so that float32 stays float32."""
+    return "tf32" if precision(dtype) == "tf32" else "ieee"
 
 
 class NetworkPlan(NamedTuple):
@@ -105,7 +114,7 @@ def plan_network(
 ) -> NetworkPlan:
     """How one network is pooled and projected."""
     flat = features.shape[2] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
-    products = precision(dtype, features.dtype, weight.dtype)
+    products = precision(dtype)
     pool = pool_dtype(features.dtype, dtype)
     align = math.gcd(features.stride(1), 16)
     return _plan_network(
@@ -144,9 +153,10 @@ def _plan_network(
         FLAT=flat,
         SPLITS=configs.splits(tiles, channels, depth_block),
         PRECISION=products,
+        PARTS=parts(pool),
         CELL_BLOCK=configs.cell_block(cells),
         PIXEL_BLOCK=configs.pixel_block(height * width, dtype),
-        CHANNEL_BLOCK=configs.channel_block(channels, dtype),
+        CHANNEL_BLOCK=configs.channel_block(channels, cells, pool.primitive_bitwidth),
         ROW_BLOCK=row_block,
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,
@@ -218,6 +228,7 @@ def plan_gram(
         CLASS_COLUMNS=class_columns,
         PAIR_BLOCK=configs.PAIR_BLOCK,
         PAIR_DEPTH=configs.pair_depth(classes, dtype),
+        PAIR_VECTOR=configs.pair_vector(classes, dtype),
     )
     if gram == "sample":
         tasks = batch * cells + cells * blocks * (2 if gradient else 1)

@@ -7,8 +7,19 @@ products are with 0 and 1, so on the tensor cores halves stay exact.
 import triton
 import triton.language as tl
 
-from icd_kernels.backends.triton.cells import cell_windows, channel_offsets, covers, pixel_offsets
+from icd_kernels.backends.triton.cells import add_covered, cell_windows, channel_offsets, covers, pixel_offsets
 from icd_kernels.backends.triton.tasks import arrive
+
+
+@triton.jit
+def pool_kernel(student, teacher, STUDENT: tl.constexpr, TEACHER: tl.constexpr):
+    """Pools both networks' maps in a launch of its own: no waiting, few registers, many programs at once."""
+    task = tl.program_id(0)
+    student_pool = task - teacher.pool_tasks
+    if student_pool < 0:
+        pool_task(task, teacher, None, TEACHER)
+    else:
+        pool_task(student_pool, student, None, STUDENT)
 
 
 @triton.jit
@@ -34,7 +45,8 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     o_out = (image.to(tl.int64) * CONSTANTS.CELLS + o_cells)[:, None] * network.channels + o_channels[None, :]
     m_out = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
     tl.store(network.p_pooled + o_out, total / size, mask=m_out)
-    arrive(p_arrivals + image // network.group_images)
+    if p_arrivals is not None:
+        arrive(p_arrivals + image // network.group_images)
 
 
 @triton.jit
@@ -49,13 +61,7 @@ def _sum_pixels(p_map, m_channels, top, bottom, left, right, network, CONSTANTS:
         row = (o_pixels // CONSTANTS.WIDTH)[None, :]
         column = (o_pixels % CONSTANTS.WIDTH)[None, :]
         b_covers = covers(top[:, None], bottom[:, None], left[:, None], right[:, None], row, column)
-        total = tl.dot(
-            b_covers.to(CONSTANTS.POOL),
-            b_features.to(CONSTANTS.POOL),
-            total,
-            input_precision=CONSTANTS.PRECISION,
-            out_dtype=CONSTANTS.ACC,
-        )
+        total = add_covered(b_covers, b_features.to(CONSTANTS.POOL), total, CONSTANTS)
     return total
 
 

@@ -10,7 +10,7 @@ from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import scale_of_cell
 from icd_kernels.backends.triton.launch import launch
 from icd_kernels.backends.triton.logits import assemble_rows, wait_for_logits
-from icd_kernels.backends.triton.plan import plan_gram, plan_network, precision, workspace
+from icd_kernels.backends.triton.plan import gram_precision, plan_gram, plan_network, workspace
 from icd_kernels.backends.triton.pooling import pool_task
 from icd_kernels.backends.triton.projection import project_task
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
@@ -45,10 +45,13 @@ def region_logits_kernel(
         local = cell - first + tl.zeros((1,), tl.int32)
         assemble_rows(
             source, p_logits, None, image, local, local >= 0, first, scale, classes, FORM.STUDENT, FORM,
-            FORM.VECTOR_BLOCK,
+            FORM.VECTOR_BLOCK, FORM.VECTOR_BLOCK,
         )  # fmt: skip
-    if is_last_task(counters):
-        reset(counters, SLOT)
+    first = task - cell_task
+    first = tl.where(first == tl.num_programs(0), network.pool_tasks, first)
+    if task >= first:
+        if is_last_task(counters, first):
+            reset(counters, SLOT)
 
 
 def region_logits(
@@ -61,7 +64,7 @@ def region_logits(
     constants = network.logits_constants
     form = plan_gram(
         batch, classes, dtype, tuple(scales), (1.0,) * len(scales), "class", "none", "none", False, 0,
-        precision(dtype), constants, constants,
+        gram_precision(dtype), constants, constants,
     ).form  # fmt: skip
     logits = features.new_empty((batch, form.CELLS, classes), dtype=dtype)
     pooled_shape = (batch, network.constants.CELLS, features.shape[1])

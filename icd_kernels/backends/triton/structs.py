@@ -76,6 +76,8 @@ class NetworkConstants(NamedTuple):
     """Parts into which the channels of a projection are split."""
     PRECISION: Any
     """input_precision of the products."""
+    PARTS: Any
+    """3 where values are float32 to be summed on tensor cores as three bfloat16, 1 where as they are."""
     CELL_BLOCK: Any
     PIXEL_BLOCK: Any
     CHANNEL_BLOCK: Any
@@ -165,6 +167,9 @@ class Form(NamedTuple):
     CLASS_COLUMNS: Any
     PAIR_BLOCK: Any
     PAIR_DEPTH: Any
+    """Classes of one step of a product."""
+    PAIR_VECTOR: Any
+    """Classes of one step of anything else."""
 
 
 class Backward(NamedTuple):
@@ -175,7 +180,9 @@ class Backward(NamedTuple):
     stride_cell: Any
     stride_class: Any
     p_upstream: Any
+    """(B,): the images' upstream gradients; None where one number, at `p_scale`, serves them all."""
     stride_upstream: Any
+    p_scale: Any
     p_pooled: Any
     p_weight: Any
     weight_stride_class: Any
@@ -187,6 +194,8 @@ class Backward(NamedTuple):
     feature_stride_channel: Any
     feature_stride_row: Any
     feature_stride_column: Any
+    p_partial: Any
+    """Workspace (SPLITS, K, C), then (SPLITS, K): the gradients by weight and by bias of parts of the images."""
     p_weight_gradient: Any
     p_bias_gradient: Any
     batch: Any

@@ -36,9 +36,9 @@ def wait_for(p_counter, arrivals):
 
 
 @triton.jit
-def is_last_task(counters):
-    """Whether every other program of the launch has finished its task."""
-    is_last = arrive(counters.p_all + 1) == tl.num_programs(0) - 1
+def is_last_task(counters, first):
+    """Whether every other task of the launch has finished: those from number `first` on, which wait for the rest."""
+    is_last = arrive(counters.p_all + 1) == tl.num_programs(0) - first - 1
     tl.debug_barrier()
     return is_last
 
