@@ -135,6 +135,8 @@ def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[in
 
 
 def _stretches(given: dict[str, Any], programs: int) -> list[int]:
+    if "counters" not in given:
+        return [programs]
     if "job" in given:
         first = given["job"].cell_tasks + given["job"].weight_tasks
         return [first, programs - first]
