@@ -52,15 +52,7 @@ def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
     m_rows = o_local < images * CONSTANTS.CELLS
     o_rows = group.to(tl.int64) * job.group_images * CONSTANTS.CELLS + o_local
 
-    total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
-    for start in range(0, job.classes, CONSTANTS.DEPTH_BLOCK):
-        o_classes = start + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
-        b_gradient = _load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS)  # [ROWS, DEPTH]
-        p_weight = job.p_weight + o_classes.to(tl.int64)[:, None] * job.weight_stride_class
-        p_weight += o_channels.to(tl.int64)[None, :] * job.weight_stride_depth
-        m_weight = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
-        b_weight = tl.load(p_weight, mask=m_weight, other=0.0).to(CONSTANTS.ACC)
-        total = tl.dot(b_gradient, b_weight, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
+    total = _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS)
     top, bottom, left, right = cell_windows(
         o_local % CONSTANTS.CELLS, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
     )
@@ -69,6 +61,29 @@ def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
     o_out = o_rows[:, None] * job.channels + o_channels[None, :]
     tl.store(job.p_cells + o_out, total, mask=m_rows[:, None] & (o_channels < job.channels)[None, :])
     arrive(counters.p_student_pooled + group)
+
+
+@triton.jit
+def _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS: tl.constexpr):
+    """dl/dz W of rows (image, cell) and a block of channels, [ROWS, CHANNELS]."""
+    total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
+    o_classes = tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+    p_gradient = _gradient_rows(job, o_rows, CONSTANTS)[:, None] + o_classes.to(tl.int64)[None, :] * job.stride_class
+    p_weight = job.p_weight + o_classes.to(tl.int64)[:, None] * job.weight_stride_class
+    p_weight += o_channels.to(tl.int64)[None, :] * job.weight_stride_depth
+    m_channels = o_channels < job.channels
+    upstream = _load_upstream(job, o_rows, m_rows, CONSTANTS)
+    block = tl.full((), CONSTANTS.DEPTH_BLOCK, tl.int64)
+    for start in range(0, job.classes, CONSTANTS.DEPTH_BLOCK):
+        m_classes = o_classes < job.classes - start
+        b_gradient = tl.load(p_gradient, mask=m_rows[:, None] & m_classes[None, :], other=0.0).to(CONSTANTS.ACC)
+        b_weight = tl.load(p_weight, mask=m_classes[:, None] & m_channels[None, :], other=0.0).to(CONSTANTS.ACC)
+        if job.p_upstream is not None:
+            b_gradient = b_gradient * upstream[:, None]
+        total = tl.dot(b_gradient, b_weight, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
+        p_gradient += block * job.stride_class
+        p_weight += block * job.weight_stride_class
+    return total
 
 
 @triton.jit
@@ -111,16 +126,31 @@ def _weight_product(split, o_classes, o_channels, job, CONSTANTS: tl.constexpr):
     bias = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.DEPTH_BLOCK), CONSTANTS.ACC)
     rows = (tl.full((), 0, tl.int64) + job.batch) * CONSTANTS.CELLS
     steps = tl.cdiv(rows, CONSTANTS.DEPTH_BLOCK)
-    for step in range(steps * split // CONSTANTS.SPLITS, steps * (split + 1) // CONSTANTS.SPLITS):
-        o_rows = step * CONSTANTS.DEPTH_BLOCK + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+    first = steps * split // CONSTANTS.SPLITS
+    o_rows = first * CONSTANTS.DEPTH_BLOCK + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+    o_columns = o_classes.to(tl.int64)[:, None] * job.stride_class
+    m_classes = (o_classes < job.classes)[:, None]
+    m_channels = (o_channels < job.channels)[None, :]
+    p_gradient = _gradient_rows(job, o_rows, CONSTANTS)[None, :] + o_columns  # [CLASSES, DEPTH]
+    p_pooled = job.p_pooled
+    if job.p_weight_gradient is not None:
+        p_pooled += o_rows[:, None] * job.channels + o_channels[None, :]
+    block = tl.full((), CONSTANTS.DEPTH_BLOCK, tl.int64)
+    for _ in range(first, steps * (split + 1) // CONSTANTS.SPLITS):
         m_rows = o_rows < rows
-        b_gradient = tl.trans(_load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS))  # [CLASSES, DEPTH]
+        b_gradient = tl.load(p_gradient, mask=m_rows[None, :] & m_classes, other=0.0).to(CONSTANTS.ACC)
+        if job.p_upstream is not None:
+            b_gradient = b_gradient * _load_upstream(job, o_rows, m_rows, CONSTANTS)[None, :]
         bias += b_gradient
         if job.p_weight_gradient is not None:
-            p_pooled = job.p_pooled + o_rows[:, None] * job.channels + o_channels[None, :]
-            m_pooled = m_rows[:, None] & (o_channels < job.channels)[None, :]
-            b_pooled = tl.load(p_pooled, mask=m_pooled, other=0.0)
+            b_pooled = tl.load(p_pooled, mask=m_rows[:, None] & m_channels, other=0.0)
             total = tl.dot(b_gradient, b_pooled, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
+            p_pooled += block * job.channels
+        o_rows += CONSTANTS.DEPTH_BLOCK
+        if CONSTANTS.ROWS_APART:
+            p_gradient = _gradient_rows(job, o_rows, CONSTANTS)[None, :] + o_columns
+        else:
+            p_gradient += block * job.stride_cell
     return total, tl.sum(bias, axis=1)
 
 
@@ -184,17 +214,24 @@ def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def _load_gradient(job, o_rows, m_rows, o_classes, CONSTANTS: tl.constexpr):
-    """dl/dz of rows (image, cell) times the image's upstream gradient, [ROWS, CLASSES]."""
-    image = o_rows // CONSTANTS.CELLS
-    p_rows = job.p_gradient + image * job.stride_image + (o_rows % CONSTANTS.CELLS) * job.stride_cell
-    m_tile = m_rows[:, None] & (o_classes < job.classes)[None, :]
-    o_columns = o_classes.to(tl.int64)[None, :] * job.stride_class
-    b_gradient = tl.load(p_rows[:, None] + o_columns, mask=m_tile, other=0.0).to(CONSTANTS.ACC)
+def _gradient_rows(job, o_rows, CONSTANTS: tl.constexpr):
+    """Where dl/dz of rows (image, cell) starts."""
+    if CONSTANTS.ROWS_APART:
+        image = o_rows // CONSTANTS.CELLS
+        p_rows = job.p_gradient + image * job.stride_image + (o_rows % CONSTANTS.CELLS) * job.stride_cell
+    else:
+        p_rows = job.p_gradient + o_rows * job.stride_cell
+    return p_rows
+
+
+@triton.jit
+def _load_upstream(job, o_rows, m_rows, CONSTANTS: tl.constexpr):
+    """The upstream gradients of the images of rows; 1 where there are none."""
+    upstream = tl.full(o_rows.shape, 1.0, CONSTANTS.ACC)
     if job.p_upstream is not None:
-        upstream = tl.load(job.p_upstream + image * job.stride_upstream, mask=m_rows, other=0.0).to(CONSTANTS.ACC)
-        b_gradient = b_gradient * upstream[:, None]
-    return b_gradient
+        p_rows = job.p_upstream + o_rows // CONSTANTS.CELLS * job.stride_upstream
+        upstream = tl.load(p_rows, mask=m_rows, other=0.0).to(CONSTANTS.ACC)
+    return upstream
 
 
 @triton.jit
@@ -301,7 +338,10 @@ def _gradients(
     blocks = ceil_div(classes, constants.ROW_BLOCK)
     cell_tasks = groups * group_tiles * ceil_div(channels, constants.CLASS_BLOCK) if by_features else 0
     tiles = blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
-    constants = constants._replace(SPLITS=configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK))
+    constants = constants._replace(
+        SPLITS=configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK),
+        ROWS_APART=gradient.stride(0) != constants.CELLS * gradient.stride(1),
+    )
     weight_tasks = tiles * constants.SPLITS
     scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
     is_shared = upstream is not None and upstream.ndim == 0
@@ -370,6 +410,7 @@ def _plan(
         WIDTH=width,
         ALIGN=math.gcd(stride[1], 16),
         FLAT=height == 1 or stride[2] == width * stride[3],
+        ROWS_APART=False,
         SPLITS=1,
         PRECISION=products,
         PARTS=parts(LANGUAGE_DTYPES[math_dtype]),

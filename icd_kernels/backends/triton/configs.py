@@ -14,6 +14,7 @@ spilled on sm_90 (tests/ahead_of_time/table.py prints registers, shared memory a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -74,6 +75,13 @@ def splits(tiles: int, depth: int, depth_block: int) -> int:
     return parts
 
 
+def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:
+    """Classes of a spatial Gram matrix that is kept in registers, or 0 where it is too large for that."""
+    limit = RESIDENT_CLASSES // (2 if dtype == torch.float64 else 1)
+    fits = max(scales) ** 2 <= PAIR_BLOCK and classes <= limit
+    return power_of_two(classes, 16, limit) if fits else 0
+
+
 def pair_vector(classes: int, dtype: torch.dtype) -> int:
     """Classes of PAIR_BLOCK rows read at a time where they are not multiplied."""
     return power_of_two(classes, 32, 64 if dtype == torch.float64 else 128)
@@ -89,6 +97,7 @@ def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
     return 16, power_of_two(classes, 16, 32 if dtype == torch.float64 else 64)
 
 
+RESIDENT_CLASSES = 256
 PAIR_BLOCK = 16
 """Side of a Gram tile between vectors."""
 

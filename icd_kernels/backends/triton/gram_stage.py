@@ -13,6 +13,7 @@ from icd_kernels.backends.triton.cells import scale_of_cell, window_start, windo
 from icd_kernels.backends.triton.class_gram import class_gram
 from icd_kernels.backends.triton.logits import assemble_rows, unnormalize_gradient_rows, wait_for_logits
 from icd_kernels.backends.triton.pair_gram import pair_gradient, pair_losses
+from icd_kernels.backends.triton.resident_gram import resident_gram
 from icd_kernels.backends.triton.tasks import arrive, wait_for
 
 
@@ -81,35 +82,48 @@ def _spatial_task(task, student, teacher, work, counters, batch, classes, temper
     scale, first, weight = _scale_of_unit(unit, FORM)
     wait_for_logits(student, image)
     wait_for_logits(teacher, image)
-    count = scale * scale
-    start_row = image.to(tl.int64) * FORM.CELLS + first
     loss = tl.full((), 0.0, FORM.ACC)
     if weight > 0:
-        for start in range(0, count, FORM.PAIR_BLOCK):
-            o_local = start + tl.arange(0, FORM.PAIR_BLOCK)
-            o_images = o_local * 0 + image
-            m_rows = o_local < count
-            assemble_rows(
-                teacher, work.p_teacher, work.p_teacher_raw, o_images, o_local, m_rows, first, scale, classes,
-                FORM.TEACHER, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
-            )  # fmt: skip
-            divisor = assemble_rows(
-                student, work.p_student, work.p_student_raw, o_images, o_local, m_rows, first, scale, classes,
-                FORM.STUDENT, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
-            )  # fmt: skip
-            if FORM.GRADIENT:
-                tl.store(work.p_divisor + start_row + o_local, divisor, mask=m_rows)
-        tl.debug_barrier()
-        loss = weight * _spatial_gram(work, start_row, count, batch, classes, temperature, weight, FORM)
+        factor = _factor(weight, batch, FORM)
+        if FORM.RESIDENT > 0:
+            loss = resident_gram(student, teacher, work, image, first, scale, classes, temperature, factor, FORM)
+        else:
+            _assemble_scale(student, teacher, work, image, first, scale, classes, FORM)
+            start_row = image.to(tl.int64) * FORM.CELLS + first
+            loss = _spatial_gram(work, start_row, scale * scale, classes, temperature, factor, FORM)
+        loss = weight * loss
     elif FORM.GRADIENT:
-        _zero(work.p_gradient + start_row * classes, count * classes, FORM)
+        start_row = image.to(tl.int64) * FORM.CELLS + first
+        _zero(work.p_gradient + start_row * classes, scale * scale * classes, FORM)
     tl.store(work.p_unit_loss + task, loss)
     _finish_images(image // work.group_images, FORM.UNITS, 1, work, counters, batch, classes, FORM)
 
 
 @triton.jit
-def _spatial_gram(work, start_row, count, batch, classes, temperature, weight, FORM: tl.constexpr):
-    """Loss of one image's Gram matrix of one scale; writes its gradient."""
+def _assemble_scale(student, teacher, work, image, first, scale, classes, FORM: tl.constexpr):
+    """Normalised logits of one image's cells of one scale, of both networks."""
+    count = scale * scale
+    for start in range(0, count, FORM.PAIR_BLOCK):
+        o_local = start + tl.arange(0, FORM.PAIR_BLOCK)
+        o_images = o_local * 0 + image
+        m_rows = o_local < count
+        assemble_rows(
+            teacher, work.p_teacher, work.p_teacher_raw, o_images, o_local, m_rows, first, scale, classes,
+            FORM.TEACHER, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
+        )  # fmt: skip
+        divisor = assemble_rows(
+            student, work.p_student, work.p_student_raw, o_images, o_local, m_rows, first, scale, classes,
+            FORM.STUDENT, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
+        )  # fmt: skip
+        if FORM.GRADIENT:
+            o_divisor = image.to(tl.int64) * FORM.CELLS + first + o_local
+            tl.store(work.p_divisor + o_divisor, divisor, mask=m_rows)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _spatial_gram(work, start_row, count, classes, temperature, factor, FORM: tl.constexpr):
+    """Loss of one image's Gram matrix of one scale; writes its gradient, times `factor`."""
     p_student = work.p_student + start_row * classes
     p_teacher = work.p_teacher + start_row * classes
     p_rows = work.p_rows
@@ -124,7 +138,6 @@ def _spatial_gram(work, start_row, count, batch, classes, temperature, weight, F
     if FORM.GRADIENT:
         tl.debug_barrier()
         p_gradient = work.p_gradient + start_row * classes
-        factor = _factor(weight, batch, FORM)
         for block in range(blocks):
             pair_gradient(
                 p_student, p_teacher, p_rows, 4, p_gradient, None, 0, block, count, classes, classes, temperature,

@@ -92,7 +92,7 @@ def _load_cells(
     p_images += o_classes.to(tl.int64)[None, :] * logits.stride_class
     if CONSTANTS.FINEST == 0:
         p_cells = p_images + (first + o_local).to(tl.int64)[:, None] * logits.stride_cell
-        b_logits = _sum_splits(p_cells, m_tile, logits.stride_split, CONSTANTS, FORM)
+        b_logits = sum_splits(p_cells, m_tile, logits.stride_split, CONSTANTS, FORM)
     else:
         b_logits = _average(p_images, o_local, scale, m_tile, logits, CONSTANTS, FORM)
     return b_logits
@@ -111,12 +111,12 @@ def _average(p_images, o_local, scale, m_tile, logits, CONSTANTS: tl.constexpr, 
         column = left + place % extent
         m_cells = m_tile & ((row < bottom) & (column < right))[:, None]
         p_cells = p_images + (row * CONSTANTS.FINEST + column).to(tl.int64)[:, None] * logits.stride_cell
-        total += _sum_splits(p_cells, m_cells, logits.stride_split, CONSTANTS, FORM)
+        total += sum_splits(p_cells, m_cells, logits.stride_split, CONSTANTS, FORM)
     return total / ((bottom - top) * (right - left))[:, None]
 
 
 @triton.jit
-def _sum_splits(p_cells, m_cells, stride_split, CONSTANTS: tl.constexpr, FORM: tl.constexpr):
+def sum_splits(p_cells, m_cells, stride_split, CONSTANTS: tl.constexpr, FORM: tl.constexpr):
     total = tl.load(p_cells, mask=m_cells, other=0.0).to(FORM.ACC)
     for split in tl.static_range(1, CONSTANTS.SPLITS):
         o_split = tl.full((), split, tl.int64) * stride_split

@@ -151,6 +151,7 @@ def _plan_network(
         WIDTH=width,
         ALIGN=align,
         FLAT=flat,
+        ROWS_APART=False,
         SPLITS=configs.splits(tiles, channels, depth_block),
         PRECISION=products,
         PARTS=parts(pool),
@@ -227,6 +228,7 @@ def plan_gram(
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
         PAIR_BLOCK=configs.PAIR_BLOCK,
+        RESIDENT=configs.resident(classes, scales, dtype) if gram == "spatial" else 0,
         PAIR_DEPTH=configs.pair_depth(classes, dtype),
         PAIR_VECTOR=configs.pair_vector(classes, dtype),
     )

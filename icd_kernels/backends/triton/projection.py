@@ -39,16 +39,20 @@ def project_task(task, network, p_pooled_arrivals, p_arrivals, batch, classes, C
 @triton.jit
 def _project(network, o_rows, m_rows, o_classes, m_classes, split, CONSTANTS: tl.constexpr):
     logits = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
-    p_pooled = network.p_pooled + o_rows[:, None] * network.channels
-    p_weight = network.p_weight + o_classes.to(tl.int64)[None, :] * network.stride_class
     depth = tl.cdiv(tl.cdiv(network.channels, CONSTANTS.DEPTH_BLOCK), CONSTANTS.SPLITS) * CONSTANTS.DEPTH_BLOCK
     stop = tl.minimum((split + 1) * depth, network.channels)
+    o_depth = tl.arange(0, CONSTANTS.DEPTH_BLOCK)
+    o_first = (split * depth + o_depth).to(tl.int64)
+    p_pooled = network.p_pooled + o_rows[:, None] * network.channels + o_first[None, :]
+    p_weight = network.p_weight + o_classes.to(tl.int64)[None, :] * network.stride_class
+    p_weight += o_first[:, None] * network.stride_depth
+    step = tl.full((), CONSTANTS.DEPTH_BLOCK, tl.int64) * network.stride_depth
     for start in range(split * depth, stop, CONSTANTS.DEPTH_BLOCK):
-        o_depth = start + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
-        m_depth = o_depth < stop
-        b_pooled = tl.load(p_pooled + o_depth[None, :], mask=m_rows[:, None] & m_depth[None, :], other=0.0)
-        p_depth = p_weight + o_depth.to(tl.int64)[:, None] * network.stride_depth
-        b_weight = tl.load(p_depth, mask=m_depth[:, None] & m_classes[None, :], other=0.0)  # [DEPTH, CLASSES]
+        m_depth = o_depth < stop - start
+        b_pooled = tl.load(p_pooled, mask=m_rows[:, None] & m_depth[None, :], other=0.0)
+        b_weight = tl.load(p_weight, mask=m_depth[:, None] & m_classes[None, :], other=0.0)  # [DEPTH, CLASSES]
+        p_pooled += CONSTANTS.DEPTH_BLOCK
+        p_weight += step
         logits = tl.dot(
             b_pooled,
             b_weight.to(CONSTANTS.ACC),

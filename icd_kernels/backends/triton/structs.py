@@ -72,8 +72,10 @@ class NetworkConstants(NamedTuple):
     """What the map's channel stride is a multiple of, up to 16: known, it lets pixels be read many at a time."""
     FLAT: Any
     """Whether pixel p lies at p * stride_column: true of NCHW, channels-last and token grids."""
+    ROWS_APART: Any
+    """Backward: whether the cells of one image's dl/dz do not follow those of the image before at one stride."""
     SPLITS: Any
-    """Parts into which the channels of a projection are split."""
+    """Parts into which the depth of a product is split: channels of a projection, images of a weight's gradient."""
     PRECISION: Any
     """input_precision of the products."""
     PARTS: Any
@@ -166,6 +168,8 @@ class Form(NamedTuple):
     CLASS_ROWS: Any
     CLASS_COLUMNS: Any
     PAIR_BLOCK: Any
+    RESIDENT: Any
+    """Classes of a Gram between vectors that stays in registers; 0 where it does not (resident_gram)."""
     PAIR_DEPTH: Any
     """Classes of one step of a product."""
     PAIR_VECTOR: Any

@@ -7,7 +7,7 @@ fixed order, so results do not depend on who arrives when. The last program of t
 zero, so that the launch can be repeated, from a CUDA graph too.
 
 Order between programs: a barrier gathers the program's own writes, an acquire-release addition publishes them; the
-reader adds zero until the count is there, then a barrier passes it on to all its threads.
+reader looks until the count is there, adds zero to acquire it, and a barrier passes it on to all its threads.
 """
 
 import triton
@@ -30,8 +30,9 @@ def arrive(p_counter):
 @triton.jit
 def wait_for(p_counter, arrivals):
     """Returns once `arrivals` programs have arrived; what they wrote can then be read."""
-    while tl.atomic_add(p_counter, 0, sem="acquire", scope="gpu") < arrivals:
+    while tl.load(p_counter, volatile=True) < arrivals:
         pass
+    tl.atomic_add(p_counter, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()
 
 
