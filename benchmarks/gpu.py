@@ -1,18 +1,21 @@
 """GPU benchmark: `python -m benchmarks.gpu` writes benchmarks/results/gpu.json (`make gpu` runs it).
 
-Every workload x {float32, TF32, bfloat16} x {released spatial, paper class}: GPU time of forward + backward, by replays
-of a CUDA graph whose inputs rotate through more memory than the L2 cache holds, and host time per call. Beside it stand
-eager PyTorch, `torch.compile` (default and max-autotune), and the floor: every input read and each gradient written
-once at the rate of a copy measured in the same run. A rival is timed only after its result was found correct.
+Every workload x {float32, TF32, bfloat16} x {released spatial, paper class}: GPU time of forward and of forward +
+backward, by replays of a CUDA graph whose inputs rotate through more memory than the L2 cache holds, and host time per
+call. Beside it stand eager PyTorch, `torch.compile` (default and max-autotune), and the floor: every input read and
+each gradient written once at the rate of a copy measured in the same run. A rival is timed only after its result was
+found correct. Processes compile side by side; once all are ready they time their cases one after another, alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +41,9 @@ PRECISIONS = {
 
 MANY_CLASSES = 4096
 """Above this a class Gram in float64 fits no GPU: such a workload is judged on one image and one region."""
+JUDGED_IMAGES = 8
+READY_SECONDS = 1200.0
+"""How long the processes may take to compile."""
 
 
 class MaxAutotune(NamedTuple):
@@ -52,13 +58,60 @@ class MaxAutotune(NamedTuple):
         )
 
 
-def gpu_rivals() -> list[Any]:
-    """The package's GPU backends that are usable here, then eager and compiled PyTorch."""
-    usable = [
-        backend.name for backend in BACKENDS if backend.missing is None and "cuda" in (backend.device_types or ())
-    ]
-    own = [Rival(name, name) for name in usable]
-    return [*own, EAGER, Rival("compiled", "reference", is_compiled=True), MaxAutotune()]
+class Case(NamedTuple):
+    """What one figure is about."""
+
+    workload: Workload
+    precision: str
+    form: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.workload.title}, {self.precision}, {self.form}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision][0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return FORMS[self.form]
+
+    @property
+    def bytes_moved(self) -> int:
+        return bytes_moved(self.workload, self.dtype.itemsize)
+
+
+class Prepared(NamedTuple):
+    """A rival that was found correct and is compiled."""
+
+    loss: Callable[..., Tensor]
+    errors: dict[str, float]
+    first_call_seconds: float
+
+
+class PreparedCase(NamedTuple):
+    """A case with the inputs that its rivals go round, and each rival, ready or with the reason why it cannot be."""
+
+    case: Case
+    inputs: list[Inputs]
+    rivals: dict[str, Prepared | dict[str, Any]]
+
+
+def own_rivals() -> list[Rival]:
+    """The package's GPU backends that are usable here."""
+    usable = [backend for backend in BACKENDS if backend.missing is None and "cuda" in (backend.device_types or ())]
+    return [Rival(backend.name, backend.name) for backend in usable]
+
+
+def rivals_of(case: Case, compiled: str, autotuned: str) -> list[Any]:
+    """Ours, eager, and compiled PyTorch for cases whose label matches."""
+    rivals: list[Any] = [*own_rivals(), EAGER]
+    if re.search(compiled, case.label):
+        rivals.append(Rival("compiled", "reference", is_compiled=True))
+    if re.search(autotuned, case.label):
+        rivals.append(MaxAutotune())
+    return rivals
 
 
 def bytes_moved(workload: Workload, element_size: int) -> int:
@@ -71,7 +124,7 @@ def bytes_moved(workload: Workload, element_size: int) -> int:
 
 def rotations(set_bytes: int, cache_bytes: int) -> int:
     """Sets of inputs to go round so that none is still in the cache when its turn comes again."""
-    return max(2, min(64, -(-4 * cache_bytes // set_bytes)))
+    return max(2, min(16, -(-2 * cache_bytes // set_bytes)))
 
 
 def step_of(loss: Callable[..., Tensor], inputs: Inputs) -> Step:
@@ -90,17 +143,16 @@ def copy_rate(gigabytes: float = 1.0) -> float:
     source = torch.empty(int(gigabytes * 2**30), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     seconds = graph_seconds([lambda: (target.copy_(source),)], replays=20)
-    return 2 * source.numel() / seconds
+    return 2 * source.numel() / seconds["median"]
 
 
-def graph_seconds(steps: Sequence[Step], replays: int) -> float:
-    """GPU seconds of one step: the median over replays of a CUDA graph of all `steps`."""
+def graph_seconds(steps: Sequence[Step], replays: int) -> dict[str, float]:
+    """GPU seconds of one step, median and quartiles over replays of a CUDA graph of all `steps`."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for step in steps:
-            for _ in range(3):
-                step()
+        for step in (steps[0], *steps):
+            step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -113,11 +165,12 @@ def graph_seconds(steps: Sequence[Step], replays: int) -> float:
         graph.replay()
     events[-1].record()
     torch.cuda.synchronize()
-    elapsed = [first.elapsed_time(second) for first, second in pairwise(events)]
-    return statistics.median(elapsed) * 1e-3 / len(steps)
+    elapsed = [first.elapsed_time(second) * 1e-3 / len(steps) for first, second in pairwise(events)]
+    low, median, high = statistics.quantiles(elapsed, n=4)
+    return {"median": median, "low": low, "high": high}
 
 
-def host_seconds(step: Step, calls: int = 50) -> float:
+def host_seconds(step: Step, calls: int = 25) -> float:
     """Median host seconds until a call returns, the GPU idle before each."""
     taken = []
     for _ in range(calls):
@@ -129,67 +182,147 @@ def host_seconds(step: Step, calls: int = 50) -> float:
     return statistics.median(taken)
 
 
-def judged(rival: Any, workload: Workload, dtype: torch.dtype, options: dict[str, Any]) -> dict[str, float]:
-    """The rival's errors against float64; raises WrongResultError where they are too large."""
-    options = dict(options)
+def judged(rival: Any, case: Case) -> dict[str, float]:
+    """The rival's errors against float64 on a few images; raises WrongResultError where they are too large."""
+    options = dict(case.options)
+    workload = case.workload.with_batch(min(case.workload.batch, JUDGED_IMAGES))
     if options["gram"] == "class" and workload.classes > MANY_CLASSES:
         workload, options["scales"] = workload.with_batch(1), (1,)
-    inputs = workload.inputs(dtype, "cuda", seed=1)
+    inputs = workload.inputs(case.dtype, "cuda", seed=1)
     scales = options.get("scales", (1, 2, 4))
     rows = sum(workload.classes if options["gram"] == "class" else scale**2 for scale in scales)
     eager = step_of(EAGER.loss(**options), inputs)
     return check(step_of(rival.loss(**options), inputs)(), eager(), exact_results(inputs, **options), summed_rows=rows)
 
 
-def measured(rival: Any, workload: Workload, dtype: torch.dtype, options: dict[str, Any], replays: int) -> Any:
-    """One rival's entry: its figures, or why there are none."""
-    torch.cuda.empty_cache()
+def rotating_inputs(case: Case) -> list[Inputs]:
+    """Copies of two random sets of inputs."""
+    count = rotations(case.bytes_moved, torch.cuda.get_device_properties(0).L2_cache_size)
+    drawn = [case.workload.inputs(case.dtype, "cuda", seed=seed) for seed in range(2)]
+    sets = [Inputs(*(part.detach().clone() for part in drawn[index % 2])) for index in range(count)]
+    for each in sets:
+        for leaf in each.leaves():
+            leaf.requires_grad_()
+    return sets
+
+
+def prepared(rival: Any, case: Case, inputs: Inputs) -> Prepared | dict[str, Any]:
+    """The rival ready to be timed, or why it cannot be."""
     try:
-        errors = judged(rival, workload, dtype, options)
-        set_bytes = bytes_moved(workload, dtype.itemsize)
-        count = rotations(set_bytes, torch.cuda.get_device_properties(0).L2_cache_size)
-        loss = rival.loss(**options)
-        steps = [step_of(loss, workload.inputs(dtype, "cuda", seed=seed)) for seed in range(count)]
-        host = host_seconds(steps[0])
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        steps[0]()
-        peak = torch.cuda.max_memory_allocated() - before
-        seconds = graph_seconds(steps, replays)
-        return {"seconds": seconds, "host_seconds": host, "peak_bytes": peak, "inputs": count, "errors": errors}
+        errors = judged(rival, case)
+        loss = rival.loss(**case.options)
+        start = time.perf_counter()
+        step_of(loss, inputs)()
+        torch.cuda.synchronize()
+        return Prepared(loss, errors, time.perf_counter() - start)
     except WrongResultError as error:
         return {"wrong": str(error)}
-    except torch.cuda.OutOfMemoryError:
-        return {"out_of_memory": True}
+    except torch.cuda.OutOfMemoryError as error:
+        return {"out_of_memory": str(error).split(". GPU")[0]}
+    except Exception as error:  # of a rival's compiler, say: the others still count
+        return {"failed": f"{type(error).__name__}: {error}"[:500]}
+    finally:
+        torch.cuda.empty_cache()
+
+
+def measured(ready: Prepared, inputs: list[Inputs], replays: int) -> dict[str, Any]:
+    """One rival's figures, the GPU to itself."""
+    steps = [step_of(ready.loss, each) for each in inputs]
+    forwards = [partial(_as_tuple, ready.loss, each) for each in inputs]
+    steps[0]()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    steps[0]()
+    peak = torch.cuda.max_memory_allocated() - before
+    host = host_seconds(steps[0])
+    both = graph_seconds(steps, replays)
+    forward = graph_seconds(forwards, replays)
+    return {
+        "seconds": both["median"],
+        "quartiles": [both["low"], both["high"]],
+        "forward_seconds": forward["median"],
+        "host_seconds": host,
+        "peak_bytes": peak,
+        "inputs": len(inputs),
+        "first_call_seconds": ready.first_call_seconds,
+        "errors": ready.errors,
+    }
+
+
+def work(cases: list[Case], rivals: list[list[Any]], replays: int, barrier: Any, turn: Any, results: Any) -> None:
+    """One process: compiles everything for its cases, waits for the others, then times them in its turn."""
+    everything = []
+    for case, its_rivals in zip(cases, rivals, strict=True):
+        torch.set_float32_matmul_precision(PRECISIONS[case.precision][1])
+        inputs = rotating_inputs(case)
+        ready = {rival.name: prepared(rival, case, inputs[0]) for rival in its_rivals}
+        everything.append(PreparedCase(case, inputs, ready))
+    barrier.wait(READY_SECONDS)
+    with turn:
+        for each in everything:
+            torch.set_float32_matmul_precision(PRECISIONS[each.case.precision][1])
+            figures = {}
+            for name, rival in each.rivals.items():
+                figures[name] = measured(rival, each.inputs, replays) if isinstance(rival, Prepared) else rival
+                torch.cuda.empty_cache()
+            results.put((each.case, figures))
+
+
+def entries(cases: list[Case], options: argparse.Namespace, rate: float) -> Iterator[dict[str, Any]]:
+    """The figures of every case, as they are measured."""
+    context = multiprocessing.get_context("spawn")
+    processes = min(options.processes, len(cases))
+    barrier, turn, results = context.Barrier(processes), context.Lock(), context.Queue()
+    started = []
+    for index in range(processes):
+        mine = cases[index::processes]
+        rivals = [rivals_of(case, options.compiled, options.autotuned) for case in mine]
+        arguments = (mine, rivals, options.replays, barrier, turn, results)
+        started.append(context.Process(target=work, args=arguments))
+        started[-1].start()
+    for _ in cases:
+        case, figures = results.get(timeout=READY_SECONDS)
+        yield {
+            "workload": case.workload.title,
+            "precision": case.precision,
+            "form": case.form,
+            "bytes": case.bytes_moved,
+            "floor_seconds": case.bytes_moved / rate,
+            "rivals": figures,
+        }
+    for process in started:
+        process.join()
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument(
+        "--only", default="", help="only cases whose label (see the output) this regular expression finds"
+    )
+    found.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
+    found.add_argument("--compiled", default="", help="torch.compile only where this one does")
+    found.add_argument("--autotuned", default="", help="the same for max-autotune")
+    found.add_argument("--processes", type=int, default=8, help="processes that compile (default: 8)")
+    found.add_argument("--replays", type=int, default=20, help="graph replays per figure (default: 20)")
+    found.add_argument("--output", type=Path, default=RESULT, help="where the figures go")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", default="", help="only workloads whose title contains this")
-    parser.add_argument("--replays", type=int, default=30, help="graph replays per figure (default: 30)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the figures go")
-    chosen = parser.parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     if not torch.cuda.is_available():
-        parser.exit(1, "benchmarks.gpu: needs a CUDA GPU\n")
+        parser().exit(1, "benchmarks.gpu: needs a CUDA GPU\n")
     rate = copy_rate()
     machine = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _triton_version()}
     document: dict[str, Any] = {"machine": {**facts(torch.get_num_threads()), **machine}, "copy_rate": rate}
     document["figures"] = []
-    for workload in WORKLOADS:
-        for precision, (dtype, matmul) in PRECISIONS.items():
-            for form, options in FORMS.items():
-                if chosen.workload in workload.title:
-                    torch.set_float32_matmul_precision(matmul)
-                    moved = bytes_moved(workload, dtype.itemsize)
-                    entry = {"workload": workload.title, "precision": precision, "form": form, "bytes": moved}
-                    entry["floor_seconds"] = moved / rate
-                    entry["rivals"] = {
-                        rival.name: measured(rival, workload, dtype, options, chosen.replays) for rival in gpu_rivals()
-                    }
-                    document["figures"].append(entry)
-                    print("\n".join(lines(entry)), flush=True)
-                    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-                    chosen.output.write_text(json.dumps(document, indent=1) + "\n")
+    cases = [Case(*of) for of in ((w, p, f) for w in WORKLOADS for p in chosen.precisions for f in FORMS)]
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    for entry in entries([case for case in cases if re.search(chosen.only, case.label)], chosen, rate):
+        document["figures"].append(entry)
+        print("\n".join(lines(entry)), flush=True)
+        chosen.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def lines(entry: dict[str, Any]) -> list[str]:
@@ -199,10 +332,17 @@ def lines(entry: dict[str, Any]) -> list[str]:
     for name, figure in entry["rivals"].items():
         if "seconds" in figure:
             seconds, host = figure["seconds"], figure["host_seconds"]
-            text.append(f"    {name}: {seconds * 1e6:.1f} us ({seconds / floor:.2f}x floor), host {host * 1e6:.0f} us")
+            text.append(
+                f"    {name}: {seconds * 1e6:.1f} us ({seconds / floor:.2f}x floor), forward "
+                f"{figure['forward_seconds'] * 1e6:.1f} us, host {host * 1e6:.0f} us"
+            )
         else:
-            text.append(f"    {name}: {'out of memory' if 'out_of_memory' in figure else figure['wrong']}")
+            text += [f"    {name}: {reason.replace('_', ' ')}: {detail}" for reason, detail in figure.items()]
     return text
+
+
+def _as_tuple(loss: Callable[..., Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
+    return (loss(*inputs),)
 
 
 def _triton_version() -> str:
