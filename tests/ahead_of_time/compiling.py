@@ -45,6 +45,7 @@ class Launch:
     constants: dict[str, Any]
     warps: int
     stages: int
+    registers: int | None
 
     @property
     def name(self) -> str:
@@ -56,8 +57,8 @@ def recorded_launches() -> Iterator[list[Launch]]:
     """Launches are collected instead of made."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, warps: int, stages: int) -> None:
-        launches.append(Launch(kernel, programs, args, dict(constants), warps, stages))
+    def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, *options: Any) -> None:
+        launches.append(Launch(kernel, programs, args, dict(constants), *options))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(launch, "_run", record)
@@ -77,7 +78,10 @@ def compiled(recorded: Launch, target: GPUTarget) -> Any:
     """The recorded launch's kernel, compiled for `target`."""
     backend = make_backend(target)
     kernel = recorded.kernel
-    options = {"num_warps": recorded.warps, "num_stages": recorded.stages, "enable_fp_fusion": True, "debug": False}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(torch.version, "hip", "6.0" if target.backend == "hip" else None)
+        options = launch.compile_options(recorded.warps, recorded.stages, recorded.registers)
+    options["debug"] = False
     arguments = {**recorded.constants, **options}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, rest = binder(*recorded.args, **arguments)

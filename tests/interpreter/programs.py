@@ -135,14 +135,11 @@ def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[in
 
 
 def _stretches(given: dict[str, Any], programs: int) -> list[int]:
-    if "counters" not in given:
-        return [programs]
     if "job" in given:
         first = given["job"].cell_tasks + given["job"].weight_tasks
         return [first, programs - first]
     networks = [given[name] for name in ("network", "student", "teacher") if hasattr(given.get(name), "pool_tasks")]
     counts = [sum(network.pool_tasks for network in networks), sum(network.project_tasks for network in networks)]
-    counts[0] *= given.get("POOLS", True)
     rest = programs - sum(counts)
     form = given.get("FORM")
     if form is not None and form.GRAM == "sample" and "temperature" in given:

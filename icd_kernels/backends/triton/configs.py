@@ -23,7 +23,6 @@ STAGES = 3
 SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
-POOL_INSIDE_BYTES = 16 << 20
 
 AUTOTUNE_VARIABLE = "ICD_KERNELS_AUTOTUNE"
 AUTOTUNE_CHOICES = ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3))
@@ -35,14 +34,14 @@ def autotunes() -> bool:
     return os.environ.get(AUTOTUNE_VARIABLE) == "1"
 
 
+def registers(gram: str) -> int | None:
+    """Registers per thread of the whole loss: three programs share a multiprocessor of 65,536. Sample would spill."""
+    return None if gram == "sample" else 168
+
+
 def power_of_two(count: int, low: int, high: int) -> int:
     """The smallest power of two that holds `count`, within [low, high]."""
     return min(max(1 << max(count - 1, 0).bit_length(), low), high)
-
-
-def pools_inside(student: torch.Tensor, teacher: torch.Tensor) -> bool:
-    """Whether the maps are pooled in the launch that does everything else, rather than in one of their own."""
-    return student.nbytes + teacher.nbytes <= POOL_INSIDE_BYTES
 
 
 def cell_block(cells: int) -> int:
@@ -84,7 +83,7 @@ def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:
 
 def pair_vector(classes: int, dtype: torch.dtype) -> int:
     """Classes of PAIR_BLOCK rows read at a time where they are not multiplied."""
-    return power_of_two(classes, 32, 64 if dtype == torch.float64 else 128)
+    return power_of_two(classes, 32, 64)
 
 
 def vector_block(classes: int) -> int:

@@ -3,6 +3,15 @@
 import triton
 import triton.language as tl
 
+CLOSE: tl.constexpr = tl.constexpr(1e-3)
+"""Row KL below which it is summed term by term: above, a difference of sums keeps enough digits in float32."""
+
+
+@triton.jit
+def has_close_rows(kl, m_rows):
+    """Whether any of these rows' KL is so small, or rounded below zero, that its digits are lost."""
+    return tl.min(tl.where(m_rows, kl, 1.0)) < CLOSE
+
 
 @triton.jit
 def kl_terms(log_p, log_q, p, q):

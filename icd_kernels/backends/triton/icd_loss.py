@@ -11,7 +11,7 @@ from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
 from icd_kernels.backends.triton.launch import launch
 from icd_kernels.backends.triton.plan import gram_precision, plan_gram, plan_network, workspace
-from icd_kernels.backends.triton.pooling import pool_kernel, pool_task
+from icd_kernels.backends.triton.pooling import pool_task
 from icd_kernels.backends.triton.projection import project_task
 from icd_kernels.backends.triton.structs import Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
@@ -33,30 +33,26 @@ def icd_loss_kernel(
     STUDENT: tl.constexpr,
     TEACHER: tl.constexpr,
     FORM: tl.constexpr,
-    POOLS: tl.constexpr,
     SLOT: tl.constexpr,
 ):
-    """Tasks in order: pool teacher, pool student (unless a launch before did), project both, Gram stage."""
+    """Tasks in order: pool teacher, pool student, project teacher, project student, Gram stage."""
     task = draw_task(counters)
-    p_teacher_pooled = None
-    p_student_pooled = None
-    teacher_project = task
-    if POOLS:
-        p_teacher_pooled = counters.p_teacher_pooled
-        p_student_pooled = counters.p_student_pooled
-        teacher_project = task - teacher.pool_tasks - student.pool_tasks
+    student_pool = task - teacher.pool_tasks
+    teacher_project = student_pool - student.pool_tasks
     student_project = teacher_project - teacher.project_tasks
     gram = student_project - student.project_tasks
-    if teacher_project < 0:
-        if POOLS:
-            if task < teacher.pool_tasks:
-                pool_task(task, teacher, p_teacher_pooled, TEACHER)
-            else:
-                pool_task(task - teacher.pool_tasks, student, p_student_pooled, STUDENT)
+    if student_pool < 0:
+        pool_task(task, teacher, counters.p_teacher_pooled, TEACHER)
+    elif teacher_project < 0:
+        pool_task(student_pool, student, counters.p_student_pooled, STUDENT)
     elif student_project < 0:
-        project_task(teacher_project, teacher, p_teacher_pooled, counters.p_teacher_logits, batch, classes, TEACHER)
+        project_task(
+            teacher_project, teacher, counters.p_teacher_pooled, counters.p_teacher_logits, batch, classes, TEACHER
+        )
     elif gram < 0:
-        project_task(student_project, student, p_student_pooled, counters.p_student_logits, batch, classes, STUDENT)
+        project_task(
+            student_project, student, counters.p_student_pooled, counters.p_student_logits, batch, classes, STUDENT
+        )
     else:
         gram_task(gram, student_logits, teacher_logits, work, counters, batch, classes, temperature, FORM)
         if is_last_task(counters, task - gram):
@@ -128,19 +124,12 @@ def icd_loss(
     )
     student_pooled = pooled if save_pooled else student_pooled
     slots = counter_slots.counters_for(loss.device)
-    networks = (
-        student.arguments(student_features, student_weight, student_bias, student_pooled, student_logits),
-        teacher.arguments(teacher_features, teacher_weight, teacher_bias, teacher_pooled, teacher_logits),
-    )
-    pool_tasks = teacher.pool_tasks + student.pool_tasks
-    pools = configs.pools_inside(student_features, teacher_features)
-    if not pools:
-        launch(pool_kernel, pool_tasks, loss.device, *networks, STUDENT=student.constants, TEACHER=teacher.constants)
     launch(
         icd_loss_kernel,
-        (pool_tasks if pools else 0) + teacher.project_tasks + student.project_tasks + plan.tasks,
+        teacher.pool_tasks + student.pool_tasks + teacher.project_tasks + student.project_tasks + plan.tasks,
         loss.device,
-        *networks,
+        student.arguments(student_features, student_weight, student_bias, student_pooled, student_logits),
+        teacher.arguments(teacher_features, teacher_weight, teacher_bias, teacher_pooled, teacher_logits),
         student.logits(student_logits, slots.p_student_logits, batch, classes),
         teacher.logits(teacher_logits, slots.p_teacher_logits, batch, classes),
         work,
@@ -148,10 +137,10 @@ def icd_loss(
         batch,
         classes,
         temperature,
+        registers=configs.registers(gram),
         STUDENT=student.constants,
         TEACHER=teacher.constants,
         FORM=plan.form,
-        POOLS=pools,
         SLOT=counter_slots.SLOT,
     )
     return loss, saved, pooled

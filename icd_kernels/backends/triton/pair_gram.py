@@ -7,6 +7,8 @@ maximum and sums are collected tile by tile, rescaled when the maximum moves, so
 import triton
 import triton.language as tl
 
+from icd_kernels.backends.triton.divergence import has_close_rows, kl_terms
+
 
 @triton.jit
 def pair_losses(
@@ -50,7 +52,31 @@ def pair_losses(
         tl.store(p_block + 1, student_log, mask=o_rows < count)
         tl.store(p_block + 2, teacher_max, mask=o_rows < count)
         tl.store(p_block + 3, teacher_log, mask=o_rows < count)
-    return (teacher_mean / teacher_sum - teacher_log) - (cross_mean / teacher_sum - student_log)
+    kl = (teacher_mean / teacher_sum - teacher_log) - (cross_mean / teacher_sum - student_log)
+    if has_close_rows(kl, o_rows < count):
+        kl = _divergences(
+            p_student, p_teacher, o_rows, student_max, student_log, teacher_max, teacher_log, count, stride, classes,
+            temperature, FORM,
+        )  # fmt: skip
+    return kl
+
+
+@triton.jit
+def _divergences(
+    p_student, p_teacher, o_rows, student_max, student_log, teacher_max, teacher_log, count, stride, classes,
+    temperature, FORM: tl.constexpr,
+):  # fmt: skip
+    """The KL of a block of rows once more, term by term."""
+    kl = tl.zeros((FORM.PAIR_BLOCK,), FORM.ACC)
+    for start in range(0, count, FORM.PAIR_BLOCK):
+        o_columns = start + tl.arange(0, FORM.PAIR_BLOCK)
+        log_q = _gram_tile(p_student, o_rows, o_columns, count, stride, classes, temperature, FORM)
+        log_p = _gram_tile(p_teacher, o_rows, o_columns, count, stride, classes, temperature, FORM)
+        log_q = (log_q - student_max[:, None]) - student_log[:, None]
+        log_p = (log_p - teacher_max[:, None]) - teacher_log[:, None]
+        terms = kl_terms(log_p, log_q, tl.exp(log_p), tl.exp(log_q))
+        kl += tl.sum(tl.where((o_columns < count)[None, :], terms, 0.0), axis=1)
+    return kl
 
 
 @triton.jit

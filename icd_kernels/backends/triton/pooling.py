@@ -12,17 +12,6 @@ from icd_kernels.backends.triton.tasks import arrive
 
 
 @triton.jit
-def pool_kernel(student, teacher, STUDENT: tl.constexpr, TEACHER: tl.constexpr):
-    """Pools both networks' maps in a launch of its own: no waiting, few registers, many programs at once."""
-    task = tl.program_id(0)
-    student_pool = task - teacher.pool_tasks
-    if student_pool < 0:
-        pool_task(task, teacher, None, TEACHER)
-    else:
-        pool_task(student_pool, student, None, STUDENT)
-
-
-@triton.jit
 def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     """Pools one block of channels of one image over one block of its cells."""
     channel_blocks = tl.cdiv(network.channels, CONSTANTS.CHANNEL_BLOCK)
@@ -45,8 +34,7 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     o_out = (image.to(tl.int64) * CONSTANTS.CELLS + o_cells)[:, None] * network.channels + o_channels[None, :]
     m_out = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
     tl.store(network.p_pooled + o_out, total / size, mask=m_out)
-    if p_arrivals is not None:
-        arrive(p_arrivals + image // network.group_images)
+    arrive(p_arrivals + image // network.group_images)
 
 
 @triton.jit

@@ -17,9 +17,8 @@ def project_task(task, network, p_pooled_arrivals, p_arrivals, batch, classes, C
     group = tile // class_blocks // network.group_tiles
 
     images = tl.minimum(network.group_images, batch - group * network.group_images)
-    if p_pooled_arrivals is not None:
-        cell_blocks = tl.cdiv(CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK)
-        wait_for(p_pooled_arrivals + group, images * cell_blocks * tl.cdiv(network.channels, CONSTANTS.CHANNEL_BLOCK))
+    cell_blocks = tl.cdiv(CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK)
+    wait_for(p_pooled_arrivals + group, images * cell_blocks * tl.cdiv(network.channels, CONSTANTS.CHANNEL_BLOCK))
 
     first_row = group.to(tl.int64) * network.group_images * CONSTANTS.CELLS
     o_local = row_tile * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)

@@ -23,17 +23,18 @@ def resident_gram(student, teacher, work, image, first, scale, classes, temperat
     start = (image.to(tl.int64) * FORM.CELLS + first) * classes
     o_tile = o_cells[:, None] * classes + o_classes[None, :]
 
+    # One network after the other: registers hold one tile and its temporaries, not two.
     b_teacher = _load_logits(teacher, image, first, scale, o_cells, o_classes, classes, FORM.TEACHER, FORM)
-    b_student = _load_logits(student, image, first, scale, o_cells, o_classes, classes, FORM.STUDENT, FORM)
     b_teacher, _ = _normalized(b_teacher, m_tile, classes, FORM)
-    b_student, divisor = _normalized(b_student, m_tile, classes, FORM)
+    tl.store(work.p_teacher + start + o_tile, b_teacher, mask=m_tile)
+    tl.debug_barrier()
+    teacher_gram = _gram(b_teacher, work.p_teacher + start, count, classes, temperature, FORM)
     p_student = work.p_student + start
-    p_teacher = work.p_teacher + start
+    b_student = _load_logits(student, image, first, scale, o_cells, o_classes, classes, FORM.STUDENT, FORM)
+    b_student, divisor = _normalized(b_student, m_tile, classes, FORM)
     tl.store(p_student + o_tile, b_student, mask=m_tile)
-    tl.store(p_teacher + o_tile, b_teacher, mask=m_tile)
     tl.debug_barrier()
     student_gram = _gram(b_student, p_student, count, classes, temperature, FORM)
-    teacher_gram = _gram(b_teacher, p_teacher, count, classes, temperature, FORM)
 
     m_gram = (o_cells < count)[:, None] & (o_cells < count)[None, :]
     log_q, q = _softmax(student_gram, m_gram)
