@@ -107,7 +107,7 @@ def _gram(tile, p_rows, count, classes, temperature, FORM: tl.constexpr):
     o_cells = tl.arange(0, FORM.PAIR_BLOCK)
     o_classes = tl.arange(0, FORM.RESIDENT)
     gram = tl.zeros((FORM.PAIR_BLOCK, FORM.PAIR_BLOCK), FORM.ACC)
-    for cell in tl.range(0, count, loop_unroll_factor=4):
+    for cell in tl.range(0, count, loop_unroll_factor=2):
         row = tl.load(p_rows + cell * classes + o_classes, mask=o_classes < classes, other=0.0)
         column = tl.sum(tile * row[None, :], axis=1)
         gram = tl.where((o_cells == cell)[None, :], column[:, None], gram)
@@ -120,7 +120,7 @@ def _times_rows(mixed, p_rows, count, classes, FORM: tl.constexpr):
     o_cells = tl.arange(0, FORM.PAIR_BLOCK)
     o_classes = tl.arange(0, FORM.RESIDENT)
     product = tl.zeros((FORM.PAIR_BLOCK, FORM.RESIDENT), FORM.ACC)
-    for cell in tl.range(0, count, loop_unroll_factor=4):
+    for cell in tl.range(0, count, loop_unroll_factor=2):
         row = tl.load(p_rows + cell * classes + o_classes, mask=o_classes < classes, other=0.0)
         column = tl.sum(tl.where((o_cells == cell)[None, :], mixed, 0.0), axis=1)
         product += column[:, None] * row[None, :]
