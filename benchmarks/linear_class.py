@@ -1,7 +1,7 @@
 """Class form against K: error and time of the exact and the linear sums and of eager PyTorch, with their plots.
 
-`python -m benchmarks.linear_class` writes benchmarks/results/linear_class.json, docs/images/linear_class_*.png and the
-measured section of docs/linear_class_gram.md.
+`python -m benchmarks.linear_class` takes a few minutes and writes benchmarks/results/linear_class.json,
+docs/images/linear_class_*.png and the measured section of docs/linear_class_gram.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from benchmarks import memory
 from benchmarks.machine import facts
+from benchmarks.rivals import CPP
+from benchmarks.workloads import FORMS as LOSS_FORMS
+from benchmarks.workloads import Workload
 from icd_kernels import gram_kl
 from icd_kernels.backends import linear_reference
 
@@ -34,6 +37,7 @@ RESULT = ROOT / "benchmarks/results/linear_class.json"
 DOCUMENT = ROOT / "docs/linear_class_gram.md"
 CLASSES = (200, 500, 1000, 2000, 5000, 10000, 21841)
 EAGER_MOST_CLASSES = 2000
+MEMORY_CLASSES = (200, 1000, 5000, 21841)
 BATCH = 2
 LOGIT_SIZE = 3.0
 FORMS = {
@@ -61,10 +65,15 @@ def _unit(logits: Tensor) -> Tensor:
     return logits / logits.norm(dim=1, keepdim=True)
 
 
-def drawn(classes: int, cells: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def small_maps(classes: int) -> Workload:
+    """The ImageNet networks on four images, with that many classes."""
+    return Workload(f"ResNet50→MobileNetV2, K {classes}", 4, (2048, 7, 7), (1280, 7, 7), classes)
+
+
+def drawn(classes: int, cells: int, seed: int = 0, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     """Standard normal logits (B, K, cells) of both networks."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (BATCH, classes, cells)
+    shape = (batch, classes, cells)
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
@@ -103,17 +112,35 @@ def errors(classes: int, kind: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def seconds(classes: int, form: str, repeats: int) -> float:
-    """Median time of forward and backward over the 21 regions of the default scales."""
-    student, teacher = (LOGIT_SIZE * part for part in drawn(classes, 21))
+def seconds(classes: int, form: str, repeats: int, batch: int = BATCH) -> float:
+    """Median time of forward and backward over the 21 regions of the default scales; the first is not counted."""
+    student, teacher = (LOGIT_SIZE * part for part in drawn(classes, 21, batch=batch))
     backend, form_name = FORMS[form]
-    times = []
     with summed(form_name):
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            step(student, teacher, (1, 2, 4), backend)
-            times.append(time.perf_counter() - start)
+        return timed(lambda: step(student, teacher, (1, 2, 4), backend), repeats)
+
+
+def timed(function: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of calls after the first."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
+
+
+def memory_of(classes: int, threads: int) -> dict[str, Any]:
+    """Extra memory of the whole loss, ours and eager's, and ours in seconds."""
+    workload = small_maps(classes)
+    ours = memory.measure(workload, "class", CPP, threads)
+    step_of_loss = CPP.forward_backward(workload.inputs(), **LOSS_FORMS["class"])
+    return {
+        "cpp": ours.extra_peak,
+        "gradients": ours.gradients,
+        "eager": memory.eager_need(workload, "class"),
+        "seconds": timed(step_of_loss, 3),
+    }
 
 
 def exponent(points: dict[int, float]) -> float:
@@ -126,15 +153,18 @@ def exponent(points: dict[int, float]) -> float:
 
 def measure(threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
+    found = {kind: {classes: errors(classes, kind) for classes in CLASSES if classes <= 5000} for kind in KINDS}
+    print("worst errors", worst(found), flush=True)
     times: dict[str, dict[int, float]] = {}
     for form in ("eager", "exact", "auto"):
         for classes in CLASSES:
             if form == "eager" and classes > EAGER_MOST_CLASSES:
                 continue
-            repeats = 1 if form == "exact" and classes > 5000 else 5
+            repeats = 9 if form == "auto" and classes <= 5000 else 1 if classes > 1000 else 3
             times.setdefault(form, {})[classes] = seconds(classes, form, repeats)
             print(f"K {classes:6d} {form:6s} {times[form][classes] * 1e3:10.2f} ms", flush=True)
-    found = {kind: {classes: errors(classes, kind) for classes in CLASSES if classes <= 5000} for kind in KINDS}
+    eight = {form: seconds(1000, form, 2 if form == "eager" else 9, batch=8) for form in ("eager", "exact", "auto")}
+    print("K 1000, 8 images", eight, flush=True)
     return {
         "machine": facts(threads),
         "batch": BATCH,
@@ -142,6 +172,8 @@ def measure(threads: int) -> dict[str, Any]:
         "logit_size": LOGIT_SIZE,
         "seconds": times,
         "exponents": {form: exponent(points) for form, points in times.items()},
+        "eight_images": eight,
+        "memory": {classes: memory_of(classes, threads) for classes in MEMORY_CLASSES},
         "errors": found,
         "nodes": {
             str(error): {
@@ -153,9 +185,31 @@ def measure(threads: int) -> dict[str, Any]:
     }
 
 
+def worst(found: dict[str, dict[int, Any]]) -> dict[str, dict[str, float]]:
+    """The largest errors of each form over every kind of logits and K."""
+    every = [forms for by_classes in found.values() for forms in by_classes.values()]
+    return {
+        form: {what: max(forms[form][what] for forms in every if form in forms) for what in ("loss", "gradient")}
+        for form in ("eager", "exact", "linear")
+    }
+
+
+def plot_memory(result: dict[str, Any], axes: Any) -> None:
+    classes = list(map(int, result["memory"]))
+    for name, label in (("eager", "eager PyTorch (needed)"), ("cpp", "cpp, as shipped")):
+        axes.loglog(classes, [figures[name] / 1e9 for figures in result["memory"].values()], "o-", label=label)
+    axes.axhline(80, color="grey", linestyle=":", label="80 GB")
+    axes.set_xlabel("classes K")
+    axes.set_ylabel("GB above the tensors given")
+    axes.set_title("Extra memory, 4 images")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+
+
 def plot_cost(result: dict[str, Any], path: Path) -> None:
     labels = {"eager": "eager PyTorch", "exact": "cpp, exact sum", "auto": "cpp, as shipped (linear)"}
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    figure, (axes, beside) = plt.subplots(1, 2, figsize=(11, 4.2))
+    plot_memory(result, beside)
     for form, points in result["seconds"].items():
         slope = result["exponents"][form]
         axes.loglog(list(map(int, points)), list(points.values()), "o-", label=f"{labels[form]}: K^{slope:.2f}")
@@ -164,6 +218,8 @@ def plot_cost(result: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"Class form, {result['batch']} images x {result['cells']} cells, {result['machine']['threads']} threads"
     )
+    last = max(map(int, result["seconds"]["eager"]))
+    axes.annotate("eager stops", (last, result["seconds"]["eager"][str(last)]), (last * 1.4, 1.5), color="C0")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.tight_layout()
@@ -209,7 +265,19 @@ def section(result: dict[str, Any]) -> str:
             f"{f'{eager / ours:.0f}' if eager else ''} |"
         )
     slopes = ", ".join(f"{form} {slope:.2f}" for form, slope in result["exponents"].items())
+    eight, many, most = result["eight_images"], result["memory"]["21841"], worst(result["errors"])
     lines += [
+        "",
+        f"K = 1,000 and 8 images: eager {_ms(eight['eager'])}, exact {_ms(eight['exact'])}, shipped "
+        f"{_ms(eight['auto'])}: {eight['exact'] / eight['auto']:.1f}x and {eight['eager'] / eight['auto']:.0f}x.",
+        "",
+        f"The whole loss at K = 21,841 (ResNet50→MobileNetV2 maps of 7 x 7, 4 images): {_ms(many['seconds'])}, "
+        f"{many['cpp'] / 1e6:.0f} MB above the tensors given, {many['gradients'] / 1e6:.0f} MB of them the gradients "
+        f"it returns; eager PyTorch would need {many['eager'] / 1e9:,.0f} GB.",
+        "",
+        "Largest relative errors over all logits plotted below, float32: "
+        + "; ".join(f"{form} {of['loss']:.1e} (loss), {of['gradient']:.1e} (gradient)" for form, of in most.items())
+        + ".",
         "",
         f"Fitted exponents of time in K: {slopes}. Eager stops at K = {EAGER_MOST_CLASSES:,} here; at 21,841 it needs "
         f"{memory.EAGER_CLASS_TENSORS * 4 * result['batch'] * result['cells'] * 21841**2 / 1e9:,.0f} GB.",

@@ -6,27 +6,36 @@
 // Chebyshev nodes and interpolated. A is the type of the exponentials, T that of the logits; nodes, coefficients and
 // interpolation are float64, because the sums range from 1 to K and a rounding at the large end shows at the small one.
 
-constexpr int64_t kEvaluated = 16;  // points that are evaluated side by side
+constexpr int64_t kEvaluated = 32;  // points that are evaluated side by side
+constexpr int kNodesAtOnce = 2;     // nodes whose exponentials share one read of the logits
 
-// Values at the p Chebyshev nodes of the first kind -> coefficients, in place of `values`. work: 3 p
+// Values of kFunctions functions at the p Chebyshev nodes of the first kind, [kFunctions, p] -> coefficients, in place.
+// work: 3 p and kFunctions p
+template <int kFunctions>
 inline void chebyshev_coefficients(double* values, const double* nodes, int64_t p, double* work) {
-  double *before = work, *now = work + p, *result = work + 2 * p;
+  double *before = work, *now = work + p, *twice = work + 2 * p, *result = work + 3 * p;
   for (int64_t i = 0; i < p; ++i) {
     before[i] = nodes[i];  // T_{-1} = T_1
     now[i] = 1;
+    twice[i] = 2 * nodes[i];
   }
   for (int64_t n = 0; n < p; ++n) {
-    double sum = 0;
+    double sums[kFunctions] = {};
+    for (int f = 0; f < kFunctions; ++f) {
+      double sum = 0;
 #pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < p; ++i) sum += values[f * p + i] * now[i];
+      sums[f] = sum;
+    }
+#pragma omp simd
     for (int64_t i = 0; i < p; ++i) {
-      sum += values[i] * now[i];
-      const double next = 2 * nodes[i] * now[i] - before[i];
+      const double next = twice[i] * now[i] - before[i];
       before[i] = now[i];
       now[i] = next;
     }
-    result[n] = sum * (n == 0 ? 1.0 : 2.0) / static_cast<double>(p);
+    for (int f = 0; f < kFunctions; ++f) result[f * p + n] = sums[f] * (n == 0 ? 1.0 : 2.0) / static_cast<double>(p);
   }
-  for (int64_t n = 0; n < p; ++n) values[n] = result[n];
+  for (int64_t n = 0; n < kFunctions * p; ++n) values[n] = result[n];
 }
 
 // Nodes on [-1, 1].
@@ -43,18 +52,18 @@ inline void evaluate(
   const double inverse_half = 1 / interval.half;
   for (int64_t first = 0; first < count; first += kEvaluated) {
     const int64_t block = count - first < kEvaluated ? count - first : kEvaluated;
-    double u[kEvaluated], before[kEvaluated], now[kEvaluated], sums[kFunctions][kEvaluated] = {};
+    double twice[kEvaluated], before[kEvaluated], now[kEvaluated], sums[kFunctions][kEvaluated] = {};
     for (int64_t k = 0; k < kEvaluated; ++k) {
       const double point = static_cast<double>(points[first + (k < block ? k : 0)]);
-      u[k] = (point - interval.middle) * inverse_half;
-      before[k] = u[k];
+      before[k] = (point - interval.middle) * inverse_half;
+      twice[k] = 2 * before[k];
       now[k] = 1;
     }
     for (int64_t n = 0; n < p; ++n) {
 #pragma omp simd
       for (int64_t k = 0; k < kEvaluated; ++k) {
         for (int f = 0; f < kFunctions; ++f) sums[f][k] += coefficients[f * p + n] * now[k];
-        const double next = 2 * u[k] * now[k] - before[k];
+        const double next = twice[k] * now[k] - before[k];
         before[k] = now[k];
         now[k] = next;
       }
@@ -69,40 +78,54 @@ inline void evaluate(
 // same way every time.
 constexpr int64_t kFlush = 256;
 
-// Sums over j of e_j, e_j (y_j - top) and e_j other_j, e_j = exp(x (y_j - top)) <= 1.
-template <typename A>
-inline void row_sums_at(const A* y, const A* other, int64_t count, A x, A top, double sums[3]) {
-  sums[0] = sums[1] = sums[2] = 0;
+// Sums over j of e_j, e_j (y_j - top) and, with three functions, e_j other_j, e_j = exp(x (y_j - top)) <= 1, at
+// kNodesAtOnce points x.
+template <int kFunctions, typename A>
+inline void row_sums_at(
+    const A* y, const A* other, int64_t count, const A* x, A top, double sums[kNodesAtOnce][kFunctions]) {
+  for (int i = 0; i < kNodesAtOnce; ++i) {
+    for (int f = 0; f < kFunctions; ++f) sums[i][f] = 0;
+  }
+  const A first_x = x[0], second_x = x[1];
   for (int64_t first = 0; first < count; first += kFlush) {
     const int64_t last = count - first < kFlush ? count : first + kFlush;
-    A one = 0, shifted = 0, others = 0;
-#pragma omp simd reduction(+ : one, shifted, others)
+    A one = 0, shifted = 0, others = 0, second_one = 0, second_shifted = 0, second_others = 0;
+#pragma omp simd reduction(+ : one, shifted, others, second_one, second_shifted, second_others)
     for (int64_t j = first; j < last; ++j) {
       const A below = y[j] - top;
-      const A e = exp_nonpositive(x * below);
+      const A e = exp_nonpositive(first_x * below), second = exp_nonpositive(second_x * below);
       one += e;
       shifted += e * below;
-      others += e * other[j];
+      second_one += second;
+      second_shifted += second * below;
+      if (kFunctions == 3) {
+        others += e * other[j];
+        second_others += second * other[j];
+      }
     }
-    sums[0] += static_cast<double>(one);
-    sums[1] += static_cast<double>(shifted);
-    sums[2] += static_cast<double>(others);
+    const A found[kNodesAtOnce][3] = {{one, shifted, others}, {second_one, second_shifted, second_others}};
+    for (int i = 0; i < kNodesAtOnce; ++i) {
+      for (int f = 0; f < kFunctions; ++f) sums[i][f] += static_cast<double>(found[i][f]);
+    }
   }
 }
 
-// Σ_k w_k exp(x_k (y - top) - log_sum_k): what column j = the class with logit y collects; every exponential is a
-// probability, so none overflows, where exp(x_k y) and exp(-L_k) alone would.
+// Σ_k w_k exp(x_k (y - top)) at kNodesAtOnce places y: what column j = the class with logit y collects, where w_k is a
+// weight over the row's sum S_k. Every exponential is at most 1, and so is its share of S_k.
 template <typename A>
-inline double column_sum_at(const A* x, const A* log_sum, const A* w, int64_t count, A below) {
-  double total = 0;
+inline void column_sums_at(const A* x, const A* w, int64_t count, const A* below, double sums[kNodesAtOnce]) {
+  const A first_below = below[0], second_below = below[1];
   for (int64_t first = 0; first < count; first += kFlush) {
     const int64_t last = count - first < kFlush ? count : first + kFlush;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = first; k < last; ++k) sum += w[k] * exp_nonpositive(x[k] * below - log_sum[k]);
-    total += static_cast<double>(sum);
+    A sum = 0, second = 0;
+#pragma omp simd reduction(+ : sum, second)
+    for (int64_t k = first; k < last; ++k) {
+      sum += w[k] * exp_nonpositive(x[k] * first_below);
+      second += w[k] * exp_nonpositive(x[k] * second_below);
+    }
+    sums[0] += static_cast<double>(sum);
+    sums[1] += static_cast<double>(second);
   }
-  return total;
 }
 
 // One network's logits of one cell, its points x grouped by sign: first those >= 0, then the others.
@@ -179,7 +202,7 @@ struct Arena {
 };
 
 // Bytes of scratch: the largest need, with exponentials in float64.
-inline int64_t linear_scratch_bytes(int64_t classes) { return (26 * classes + 8 * kMostNodes + 512) * 8; }
+inline int64_t linear_scratch_bytes(int64_t classes) { return (26 * classes + 10 * kMostNodes + 512) * 8; }
 
 template <typename A>
 struct LinearCell {
@@ -187,7 +210,7 @@ struct LinearCell {
   double* row_sums;  // [3, K] of one network, grouped
   double* nodes;     // [p]
   double* values;    // [3, p]
-  double* work;      // [3 p]
+  double* work;      // [6 p]
 
   LinearCell(Arena& arena, int64_t classes) {
     for (SignedPoints<A>* network : {&student, &teacher}) {
@@ -198,77 +221,109 @@ struct LinearCell {
     row_sums = arena.take<double>(3 * classes);
     nodes = arena.take<double>(kMostNodes);
     values = arena.take<double>(3 * kMostNodes);
-    work = arena.take<double>(3 * kMostNodes);
+    work = arena.take<double>(6 * kMostNodes);
   }
 
   // row_sums of one network at all its points, grouped; `other` is in class order.
+  template <int kFunctions>
   void sum_rows(const SignedPoints<A>& network, const A* other, int64_t classes) {
     int64_t first = 0;
     for (int side = 0; side < 2; ++side) {
       const int64_t count = network.count[side], p = network.nodes[side];
       const A* points = network.x + first;
-      double sums[3];
+      const A top = network.top[side];
+      double sums[kNodesAtOnce][kFunctions];
       if (p == 0) {
-        for (int64_t k = 0; k < count; ++k) {
-          row_sums_at(network.y, other, classes, points[k], network.top[side], sums);
-          for (int f = 0; f < 3; ++f) row_sums[f * classes + first + k] = sums[f];
+        for (int64_t k = 0; k < count; k += kNodesAtOnce) {
+          const int64_t last = k + 1 < count ? k + 1 : k;
+          const A pair[kNodesAtOnce] = {points[k], points[last]};
+          row_sums_at<kFunctions>(network.y, other, classes, pair, top, sums);
+          for (int f = 0; f < kFunctions; ++f) {
+            row_sums[f * classes + first + k] = sums[0][f];
+            row_sums[f * classes + first + last] = sums[last - k][f];
+          }
         }
       } else {
         chebyshev_points(nodes, p);
-        for (int64_t i = 0; i < p; ++i) {
-          const A x = static_cast<A>(point_at(network.interval[side], nodes[i]));
-          row_sums_at(network.y, other, classes, x, network.top[side], sums);
-          for (int f = 0; f < 3; ++f) values[f * p + i] = sums[f];
+        for (int64_t i = 0; i < p; i += kNodesAtOnce) {
+          A pair[kNodesAtOnce];
+          for (int n = 0; n < kNodesAtOnce; ++n) pair[n] = static_cast<A>(point_at(network.interval[side], nodes[i + n]));
+          row_sums_at<kFunctions>(network.y, other, classes, pair, top, sums);
+          for (int n = 0; n < kNodesAtOnce; ++n) {
+            for (int f = 0; f < kFunctions; ++f) values[f * p + i + n] = sums[n][f];
+          }
         }
-        for (int f = 0; f < 3; ++f) chebyshev_coefficients(values + f * p, nodes, p, work);
-        evaluate<3>(values, p, network.interval[side], points, count, row_sums + first, classes);
+        chebyshev_coefficients<kFunctions>(values, nodes, p, work);
+        evaluate<kFunctions>(values, p, network.interval[side], points, count, row_sums + first, classes);
       }
       first += count;
     }
   }
 
-  // out[j] = Σ_k w_k softmax(row k)_j of one network, in class order; log_sums and w are grouped.
-  void sum_columns(const SignedPoints<A>& network, const A* log_sums, const A* w, int64_t classes, double* out) {
+  // out[j] = Σ_k w_k exp(x_k (y_j - top)) of one network, in class order; w is grouped.
+  void sum_columns(const SignedPoints<A>& network, const A* w, int64_t classes, double* out) {
     const int64_t p = network.column_nodes, positive = network.count[0];
     const Interval interval = {(network.low + network.high) / 2, (network.high - network.low) / 2};
     chebyshev_points(nodes, p);
-    for (int64_t i = 0; i < p; ++i) {
-      const double y = point_at(interval, nodes[i]);
-      const A below = static_cast<A>(y - static_cast<double>(network.top[0]));
-      const A above = static_cast<A>(y - static_cast<double>(network.top[1]));
-      values[i] = column_sum_at(network.x, log_sums, w, positive, below) +
-          column_sum_at(network.x + positive, log_sums + positive, w + positive, network.count[1], above);
+    for (int64_t i = 0; i < p; i += kNodesAtOnce) {
+      A below[kNodesAtOnce], above[kNodesAtOnce];
+      double sums[kNodesAtOnce] = {};
+      for (int n = 0; n < kNodesAtOnce; ++n) {
+        const double y = point_at(interval, nodes[i + n]);
+        below[n] = static_cast<A>(y - static_cast<double>(network.top[0]));
+        above[n] = static_cast<A>(y - static_cast<double>(network.top[1]));
+      }
+      column_sums_at(network.x, w, positive, below, sums);
+      column_sums_at(network.x + positive, w + positive, network.count[1], above, sums);
+      for (int n = 0; n < kNodesAtOnce; ++n) values[i + n] = sums[n];
     }
-    chebyshev_coefficients(values, nodes, p, work);
+    chebyshev_coefficients<1>(values, nodes, p, work);
     evaluate<1>(values, p, interval, network.y, classes, out, classes);
   }
 };
+static_assert(kNodeStep % kNodesAtOnce == 0, "nodes come in whole groups");
 
 // What a row of one network's Gram is known by, in class order.
 struct RowMoments {
-  double* log_sum;    // log Σ exp(x (y_j - top))
-  double* own_mean;   // Σ p_j (y_j - top)
-  double* other_mean; // Σ p_j other_j
+  double* sum;         // S = Σ exp(x (y_j - top))
+  double* own_mean;    // Σ p_j (y_j - top)
+  double* other_mean;  // Σ p_j other_j; with two functions, of the network's own y
 
   RowMoments(Arena& arena, int64_t classes)
-      : log_sum(arena.take<double>(classes)),
+      : sum(arena.take<double>(classes)),
         own_mean(arena.take<double>(classes)),
         other_mean(arena.take<double>(classes)) {}
 };
 
-template <typename A>
+// Also writes `weights` [K], grouped: what each class's `other` counts in the columns, other over the row's sum.
+template <int kFunctions, typename A>
 inline void moments_of(
     LinearCell<A>& cell, const SignedPoints<A>& network, const A* other, int64_t classes, const RowMoments& moments,
-    A* grouped_log_sums) {
-  cell.sum_rows(network, other, classes);
+    A* weights) {
+  cell.template sum_rows<kFunctions>(network, other, classes);
   for (int64_t place = 0; place < classes; ++place) {
     const int64_t k = network.order[place];
-    const double sum = cell.row_sums[place];
-    moments.log_sum[k] = std::log(sum);
-    moments.own_mean[k] = cell.row_sums[classes + place] / sum;
-    moments.other_mean[k] = cell.row_sums[2 * classes + place] / sum;
-    grouped_log_sums[place] = static_cast<A>(moments.log_sum[k]);
+    const double inverse = 1 / cell.row_sums[place];
+    moments.sum[k] = cell.row_sums[place];
+    moments.own_mean[k] = cell.row_sums[classes + place] * inverse;
+    moments.other_mean[k] = kFunctions == 3
+        ? cell.row_sums[2 * classes + place] * inverse
+        : moments.own_mean[k] + static_cast<double>(network.top[place >= network.count[0]]);
+    weights[place] = static_cast<A>(static_cast<double>(other[k]) * inverse);
   }
+}
+
+// Σ_k log(above_k / below_k), one logarithm for many: each ratio lies within 1/K and K.
+inline double sum_of_log_ratios(const double* above, const double* below, int64_t count) {
+  constexpr int64_t kTogether = 32;
+  double total = 0;
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t last = count - first < kTogether ? count : first + kTogether;
+    double product = 1;
+    for (int64_t k = first; k < last; ++k) product *= above[k] / below[k];
+    total += std::log(product);
+  }
+  return total;
 }
 
 // The KL of all rows and, with kGradient, the gradient, by interpolation. `cell` is loaded and planned.
@@ -276,27 +331,23 @@ template <bool kGradient, typename A, typename T>
 double linear_cell(LinearCell<A>& cell, Arena arena, int64_t classes, T temperature, T weight, T* grad) {
   const SignedPoints<A>&student = cell.student, &teacher = cell.teacher;
   const RowMoments q(arena, classes), p(arena, classes);
-  A* student_log_sums = arena.take<A>(classes);
-  A* teacher_log_sums = arena.take<A>(classes);
-  moments_of(cell, student, student.y, classes, q, student_log_sums);
-  moments_of(cell, teacher, student.y, classes, p, teacher_log_sums);
+  A* student_weights = arena.take<A>(classes);
+  A* teacher_weights = arena.take<A>(classes);
+  moments_of<2>(cell, student, student.y, classes, q, student_weights);
+  moments_of<3>(cell, teacher, student.y, classes, p, teacher_weights);
 
-  double total = 0;
+  double total = sum_of_log_ratios(q.sum, p.sum, classes);
   const double inverse_temperature = 1 / static_cast<double>(temperature);
   for (int64_t k = 0; k < classes; ++k) {
     const double s = static_cast<double>(student.y[k]), t = static_cast<double>(teacher.y[k]);
     const double student_top = static_cast<double>(student.top[s < 0]);
-    total += row_kl(
-        s, t, inverse_temperature, p.own_mean[k], p.other_mean[k], student_top, q.log_sum[k] - p.log_sum[k]);
+    total += row_kl(s, t, inverse_temperature, p.own_mean[k], p.other_mean[k], student_top, 0.0);
   }
   if (kGradient) {
     double* student_columns = arena.take<double>(classes);
     double* teacher_columns = arena.take<double>(classes);
-    A* w = arena.take<A>(classes);
-    for (int64_t place = 0; place < classes; ++place) w[place] = student.y[student.order[place]];
-    cell.sum_columns(student, student_log_sums, w, classes, student_columns);
-    for (int64_t place = 0; place < classes; ++place) w[place] = student.y[teacher.order[place]];
-    cell.sum_columns(teacher, teacher_log_sums, w, classes, teacher_columns);
+    cell.sum_columns(student, student_weights, classes, student_columns);
+    cell.sum_columns(teacher, teacher_weights, classes, teacher_columns);
     const double scale = static_cast<double>(weight) * inverse_temperature;
     for (int64_t k = 0; k < classes; ++k) {
       const double row = q.other_mean[k] - p.other_mean[k];
