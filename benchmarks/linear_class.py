@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks import memory
 from benchmarks.machine import facts
 from benchmarks.rivals import CPP, Rival
-from benchmarks.workloads import FORMS as LOSS_FORMS
 from benchmarks.workloads import CUB_RESNET32X4_MOBILENETV2, Workload
+from benchmarks.workloads import FORMS as LOSS_FORMS
 from icd_kernels import gram_kl
 from icd_kernels.backends import linear_reference
 
