@@ -2,9 +2,9 @@
 
 A listing of the design: `operators` name the computations; `icd_loss`, `region_logits`, `gram_kl` and `backward` hold a
 kernel each with its launcher; kernels are made of `tasks` (order within a launch), `pooling`, `projection`, `logits`
-(sum, fold, normalise), `gram_stage` with `class_gram`, `resident_gram` (small, in registers), `pair_gram` (in tiles)
-and `divergence` (small KLs); launchers of `plan` (sizes and workspace), `configs` (block sizes by shape), `counters`,
-`structs` (groups of arguments) and `launch`.
+(sum, fold, normalise) and `gram_stage`, this of `class_gram` (`exact_class`, or `linear_class` with `chebyshev`),
+`resident_gram` (small, in registers), `pair_gram` (in tiles) and `divergence` (small KLs); launchers of `plan` (sizes
+and workspace), `configs` (block sizes by shape), `counters`, `structs` (groups of arguments) and `launch`.
 """
 
 from __future__ import annotations

@@ -1,162 +1,93 @@
-"""The class Gram: one K x K matrix z z^T for every image and cell, never stored.
+"""The class Gram of one cell, (z_s, z_t) -> (loss, dz_s): the exact sum or the one linear in K, chosen in the kernel.
 
-Row k of the student's Gram over τ is x_k z with x_k = z_k/τ, so its maximum is at the largest z for x_k >= 0 and at the
-smallest otherwise: no search, and every exponent is x_k (z_j - that z) <= 0. Loss and gradient need, of every row, its
-normaliser and the means of z under its softmax, and of every column a sum over the finished rows (docs/definition.md).
+Which of them depends on the cell's logits alone, so that results repeat to the bit, and no host waits.
 """
 
 import triton
 import triton.language as tl
 
-from icd_kernels.backends.triton.divergence import has_close_rows, kl_terms
+from icd_kernels.backends.triton.exact_class import exact_class
+from icd_kernels.backends.triton.linear_class import extremes, linear_class, plan_nodes
+
+CLOSE_ROWS: tl.constexpr = tl.constexpr(3e-2)  # that of csrc/common/class_rows.h
+SINGLE_ERROR: tl.constexpr = tl.constexpr(1e-7)  # of one sum, with float32 exponentials
+DOUBLE_ERROR: tl.constexpr = tl.constexpr(1e-15)
+FIXED_COST: tl.constexpr = tl.constexpr(128)  # of planning and transforms, in rows of exponentials
 
 
 @triton.jit
-def class_gram(
-    p_student,
-    p_teacher,
-    p_rows,
-    p_gradient,
-    classes,
-    temperature,
-    factor,
-    FORM: tl.constexpr,
-):
-    """(z_s, z_t) -> (loss, dz_s) of one cell: returns Σ_k KL_k and writes its gradient times `factor`.
+def class_gram(p_student, p_teacher, p_rows, p_gradient, p_nodes, classes, temperature, factor, FORM: tl.constexpr):
+    """Σ_k KL_k of one cell; writes its gradient times `factor`.
 
-    All of it is exact, two passes of K² exponentials of both networks (one without a gradient). p_student, p_teacher:
-    (K,). p_rows: workspace (2, K). p_gradient: (K,) or None.
+    p_student, p_teacher: (K,). p_rows: workspace (2, K). p_gradient: (K,) or None. p_nodes: float64 workspace
+    (17, NODE_SPACE), or None where FORM.CLASS_SUM is "exact".
     """
-    student_low, student_high = _extremes(p_student, classes, FORM)
-    teacher_low, teacher_high = _extremes(p_teacher, classes, FORM)
-    loss = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
-    for start in range(0, classes, FORM.CLASS_ROWS):
-        o_rows = start + tl.arange(0, FORM.CLASS_ROWS)
-        m_rows = o_rows < classes
-        x_student, e_student = _row_points(p_student, o_rows, m_rows, student_low, student_high, temperature)
-        x_teacher, e_teacher = _row_points(p_teacher, o_rows, m_rows, teacher_low, teacher_high, temperature)
-        student_log, teacher_log, kl, gradient = _rows(
-            p_student, p_teacher, x_student, e_student, x_teacher, e_teacher, classes, FORM
-        )
-        if has_close_rows(kl, m_rows):
-            kl = _divergences(
-                p_student,
-                p_teacher,
-                x_student,
-                e_student,
-                student_log,
-                x_teacher,
-                e_teacher,
-                teacher_log,
-                classes,
-                FORM,
+    student = extremes(p_student, classes, FORM)
+    teacher = extremes(p_teacher, classes, FORM)
+    loss = tl.full((), 0.0, tl.float64)
+    is_done = classes < 0
+    if FORM.CLASS_SUM != "exact":
+        is_close = _surely_close(p_student, p_teacher, classes, temperature, FORM)
+        if FORM.ACC == tl.float32:
+            student_nodes, teacher_nodes, is_better = _plan(
+                student, teacher, classes, temperature, SINGLE_ERROR, 2, FORM
             )
-        loss += tl.where(m_rows, kl, 0.0)
-        if FORM.GRADIENT:
-            tl.store(p_rows + o_rows, student_log, mask=m_rows)
-            tl.store(p_rows + classes + o_rows, teacher_log, mask=m_rows)
-            tl.store(p_gradient + o_rows, gradient, mask=m_rows)
-    if FORM.GRADIENT:
-        tl.debug_barrier()
-        for start in range(0, classes, FORM.CLASS_ROWS):
-            o_rows = start + tl.arange(0, FORM.CLASS_ROWS)
-            m_rows = o_rows < classes
-            gradient = tl.load(p_gradient + o_rows, mask=m_rows, other=0.0)
-            b_student = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
-            b_teacher = tl.load(p_teacher + o_rows, mask=m_rows, other=0.0)
-            gradient += _columns(
-                p_student, p_teacher, p_rows, b_student, b_teacher, student_low, student_high, teacher_low,
-                teacher_high, classes, temperature, FORM,
-            )  # fmt: skip
-            tl.store(p_gradient + o_rows, gradient * (factor / temperature), mask=m_rows)
-    return tl.sum(loss)
+            if is_better & (is_close == 0):
+                loss = linear_class(
+                    p_student, p_teacher, p_rows, p_gradient, p_nodes, student, teacher, student_nodes, teacher_nodes,
+                    classes, temperature, factor, tl.float32, FORM,
+                )  # fmt: skip
+                is_done = loss >= classes * CLOSE_ROWS
+                tl.debug_barrier()
+        if is_done == 0:
+            s_nodes, t_nodes, is_cheap = _plan(
+                student, teacher, classes, temperature, DOUBLE_ERROR, 2 * FORM.DOUBLE_COST, FORM
+            )
+            if is_cheap:
+                loss = linear_class(
+                    p_student, p_teacher, p_rows, p_gradient, p_nodes, student, teacher, s_nodes, t_nodes,
+                    classes, temperature, factor, tl.float64, FORM,
+                )  # fmt: skip
+                is_done = classes > 0
+    exact = tl.full((), 0.0, FORM.ACC)
+    if is_done == 0:
+        exact = exact_class(
+            p_student, p_teacher, p_rows, p_gradient, student[0], student[3], teacher[0], teacher[3], classes,
+            temperature, factor, FORM,
+        )  # fmt: skip
+    return tl.where(is_done, loss.to(FORM.ACC), exact)
 
 
 @triton.jit
-def _extremes(p_logits, classes, FORM: tl.constexpr):
-    low = tl.full((FORM.VECTOR_BLOCK,), float("inf"), FORM.ACC)
-    high = -low
+def _plan(student, teacher, classes, temperature, error, pass_cost, FORM: tl.constexpr):
+    """Both networks' nodes, and whether sums at them are possible and cheaper than the exact ones.
+
+    The exact sum is four rows of exponentials for each class; a node costs `pass_cost` with its share of interpolation.
+    """
+    student_low, student_below, student_above, student_high = student
+    teacher_low, teacher_below, teacher_above, teacher_high = teacher
+    bound = tl.full((), error, tl.float64) / classes
+    s = plan_nodes(student_low, student_below, student_above, student_high, temperature, bound, FORM)
+    t = plan_nodes(teacher_low, teacher_below, teacher_above, teacher_high, temperature, bound, FORM)
+    s_positive, s_negative, s_columns = s
+    t_positive, t_negative, t_columns = t
+    passes = s_positive + s_negative + s_columns + t_positive + t_negative + t_columns
+    is_better = (s_columns > 0) & (t_columns > 0)
+    if FORM.CLASS_SUM != "linear":
+        is_better = is_better & (passes * pass_cost + FIXED_COST < 4 * classes)
+    return s, t, is_better
+
+
+@triton.jit
+def _surely_close(p_student, p_teacher, classes, temperature, FORM: tl.constexpr):
+    """Whether KL_k <= d²/2, d = max|s - t| (max|s| + max|t|)/τ, keeps every row below CLOSE_ROWS."""
+    difference = tl.zeros((FORM.VECTOR_BLOCK,), FORM.ACC)
+    size = difference
     for start in range(0, classes, FORM.VECTOR_BLOCK):
         o_classes = start + tl.arange(0, FORM.VECTOR_BLOCK)
-        m_classes = o_classes < classes
-        low = tl.minimum(low, tl.load(p_logits + o_classes, mask=m_classes, other=float("inf")))
-        high = tl.maximum(high, tl.load(p_logits + o_classes, mask=m_classes, other=-float("inf")))
-    return tl.min(low), tl.max(high)
-
-
-@triton.jit
-def _row_points(p_logits, o_rows, m_rows, low, high, temperature):
-    """x of each row, and the z at which x z is largest."""
-    x = tl.load(p_logits + o_rows, mask=m_rows, other=0.0) / temperature
-    return x, tl.where(x >= 0, high, low)
-
-
-@triton.jit
-def _rows(p_student, p_teacher, x_student, e_student, x_teacher, e_teacher, classes, FORM: tl.constexpr):
-    """Log normalisers of a block of rows, their KL, and the rows' part of the gradient, E_q[z_s] - E_p[z_s]."""
-    student_sum = tl.zeros((FORM.CLASS_ROWS, FORM.CLASS_COLUMNS), FORM.ACC)
-    teacher_sum = student_sum
-    teacher_mean = student_sum  # of z_t - e_t under p
-    cross_mean = student_sum  # of z_s - e_s under p
-    student_mean = student_sum  # of z_s - e_s under q
-    for start in range(0, classes, FORM.CLASS_COLUMNS):
-        o_columns = start + tl.arange(0, FORM.CLASS_COLUMNS)
-        m_columns = o_columns < classes
-        b_student = tl.load(p_student + o_columns, mask=m_columns, other=0.0)
-        b_teacher = tl.load(p_teacher + o_columns, mask=m_columns, other=0.0)
-        student = b_student[None, :] - e_student[:, None]
-        teacher = b_teacher[None, :] - e_teacher[:, None]
-        q = tl.where(m_columns[None, :], tl.exp(x_student[:, None] * student), 0.0)
-        p = tl.where(m_columns[None, :], tl.exp(x_teacher[:, None] * teacher), 0.0)
-        student_sum += q
-        teacher_sum += p
-        teacher_mean += p * teacher
-        cross_mean += p * student
-        student_mean += q * student
-    student_total = tl.sum(student_sum, axis=1)
-    teacher_total = tl.sum(teacher_sum, axis=1)
-    student_log = tl.log(student_total)
-    teacher_log = tl.log(teacher_total)
-    cross = tl.sum(cross_mean, axis=1) / teacher_total
-    own = tl.sum(teacher_mean, axis=1) / teacher_total
-    kl = (x_teacher * own - teacher_log) - (x_student * cross - student_log)
-    return student_log, teacher_log, kl, tl.sum(student_mean, axis=1) / student_total - cross
-
-
-@triton.jit
-def _divergences(
-    p_student, p_teacher, x_student, e_student, student_log, x_teacher, e_teacher, teacher_log, classes,
-    FORM: tl.constexpr,
-):  # fmt: skip
-    """The KL of a block of rows once more, term by term."""
-    total = tl.zeros((FORM.CLASS_ROWS, FORM.CLASS_COLUMNS), FORM.ACC)
-    for start in range(0, classes, FORM.CLASS_COLUMNS):
-        o_columns = start + tl.arange(0, FORM.CLASS_COLUMNS)
-        m_columns = o_columns < classes
-        b_student = tl.load(p_student + o_columns, mask=m_columns, other=0.0)
-        b_teacher = tl.load(p_teacher + o_columns, mask=m_columns, other=0.0)
-        log_q = x_student[:, None] * (b_student[None, :] - e_student[:, None]) - student_log[:, None]
-        log_p = x_teacher[:, None] * (b_teacher[None, :] - e_teacher[:, None]) - teacher_log[:, None]
-        total += tl.where(m_columns[None, :], kl_terms(log_p, log_q, tl.exp(log_p), tl.exp(log_q)), 0.0)
-    return tl.sum(total, axis=1)
-
-
-@triton.jit
-def _columns(
-    p_student, p_teacher, p_rows, b_student, b_teacher, student_low, student_high, teacher_low, teacher_high,
-    classes, temperature, FORM: tl.constexpr,
-):  # fmt: skip
-    """The columns' part of the gradient of a block of classes k: Σ_j z_s,j (q_jk - p_jk)."""
-    total = tl.zeros((FORM.CLASS_ROWS, FORM.CLASS_COLUMNS), FORM.ACC)
-    for start in range(0, classes, FORM.CLASS_COLUMNS):
-        o_rows = start + tl.arange(0, FORM.CLASS_COLUMNS)
-        m_rows = o_rows < classes
-        x_student, e_student = _row_points(p_student, o_rows, m_rows, student_low, student_high, temperature)
-        x_teacher, e_teacher = _row_points(p_teacher, o_rows, m_rows, teacher_low, teacher_high, temperature)
-        student_log = tl.load(p_rows + o_rows, mask=m_rows, other=0.0)
-        teacher_log = tl.load(p_rows + classes + o_rows, mask=m_rows, other=0.0)
-        weight = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
-        q = tl.exp(x_student[None, :] * (b_student[:, None] - e_student[None, :]) - student_log[None, :])
-        p = tl.exp(x_teacher[None, :] * (b_teacher[:, None] - e_teacher[None, :]) - teacher_log[None, :])
-        total += tl.where(m_rows[None, :], weight[None, :] * (q - p), 0.0)
-    return tl.sum(total, axis=1)
+        s = tl.load(p_student + o_classes, mask=o_classes < classes, other=0.0)
+        t = tl.load(p_teacher + o_classes, mask=o_classes < classes, other=0.0)
+        difference = tl.maximum(difference, tl.abs(s - t))
+        size = tl.maximum(size, tl.maximum(tl.abs(s), tl.abs(t)))
+    d = tl.max(difference) * 2 * tl.max(size) / temperature
+    return d * d < 2 * CLOSE_ROWS

@@ -9,7 +9,8 @@ comes from: timings and traces on an H100 (benchmarks/results/h100.json).
 - Products go through tensor cores, float32 as three TF32 products (228 us for a forward of CUB ResNet50→ShuffleNetV1
   that took 401 with fused multiply-adds); float64 does not. Where tiles are too few to occupy the chip, the depth is
   split so that about SPREAD programs work on it, in at most MAX_SPLITS parts.
-- class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers.
+- class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers; from LINEAR_FROM
+  classes on, the sums linear in K where they are estimated to cost less. That estimate is not measured on a GPU.
 - spatial: a scale's logits stay in registers where there are at most PAIR_BLOCK cells and RESIDENT_CLASSES classes.
 - spatial otherwise, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over `pair_depth` classes at a time.
 - With eight warps every forward was slower.
@@ -28,6 +29,10 @@ SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
 
+LINEAR_FROM = 256
+"""Fewer classes than this are always summed exactly: there is little to gain, and it compiles ten times as fast."""
+CLASS_SUM_VARIABLE = "ICD_KERNELS_CLASS_SUM"
+
 AUTOTUNE_VARIABLE = "ICD_KERNELS_AUTOTUNE"
 AUTOTUNE_CHOICES = ((4, 3), (4, 2), (4, 4), (8, 2), (8, 3))
 """(warps, stages) that are timed where ICD_KERNELS_AUTOTUNE=1; the first is the default."""
@@ -38,8 +43,13 @@ def autotunes() -> bool:
     return os.environ.get(AUTOTUNE_VARIABLE) == "1"
 
 
-def registers(gram: str) -> int | None:
-    """Registers per thread of the whole loss: three programs share a multiprocessor of 65,536. Sample would spill."""
+def registers(gram: str, classes: int) -> int | None:
+    """Registers per thread of the whole loss: with 168, three programs share a multiprocessor of 65,536.
+
+    Class sums linear in K would spill with fewer than 224, sample with any limit.
+    """
+    if gram == "class" and class_sum(classes) != "exact":
+        return 224
     return None if gram == "sample" else 168
 
 
@@ -93,6 +103,26 @@ def pair_vector(classes: int, dtype: torch.dtype) -> int:
 def vector_block(classes: int) -> int:
     """Classes of one row read at a time."""
     return power_of_two(classes, 16, 1024)
+
+
+def class_sum(classes: int) -> str:
+    """How class form is summed: as ICD_KERNELS_CLASS_SUM says, else chosen in the kernel; exactly for few classes."""
+    wanted = os.environ.get(CLASS_SUM_VARIABLE, "auto")
+    if wanted in ("exact", "linear"):
+        return wanted
+    return "exact" if classes < LINEAR_FROM else "auto"
+
+
+def node_space(classes: int) -> int:
+    """The most Chebyshev nodes of one sum: beyond half as many nodes as classes nothing is gained."""
+    return power_of_two(classes // 2, 64, 256)
+
+
+def double_cost(device: torch.device) -> int:
+    """What a float64 exponential costs, in float32 ones: it is an estimate, by the rate of float64 on the device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 8
+    return 8 if torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0)) else 128
 
 
 def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:

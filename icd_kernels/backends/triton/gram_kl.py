@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import store
 from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
@@ -154,6 +155,7 @@ def run_gram(
     plan = plan_gram(
         batch, classes, loss.dtype, tuple(scales), tuple(scale_weights), gram, normalize, reduction,
         gradient is not None, finest, gram_precision(loss.dtype), constants, constants,
+        configs.class_sum(classes), configs.double_cost(loss.device),
     )  # fmt: skip
     z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = workspace(
         loss, loss.dtype, batch * cells * classes, batch * cells * classes, batch * cells, plan.rows_size,
@@ -166,6 +168,7 @@ def run_gram(
         p_teacher_raw=None if raw is None else raw[1],
         p_divisor=divisor,
         p_rows=None if gradient is None else rows,
+        p_nodes=loss.new_empty(plan.nodes_size, dtype=torch.float64) if plan.nodes_size else None,
         p_unit_loss=unit_loss,
         p_image_loss=loss if reduction == "none" else image_loss,
         p_loss=loss,

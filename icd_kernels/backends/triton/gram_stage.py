@@ -60,9 +60,20 @@ def _class_task(task, student, teacher, work, counters, batch, classes, temperat
         p_rows = work.p_rows
         if FORM.GRADIENT:
             p_rows = work.p_rows + 2 * o_row
+        p_nodes = work.p_nodes
+        if FORM.CLASS_SUM != "exact":
+            p_nodes = work.p_nodes + task.to(tl.int64) * 17 * FORM.NODE_SPACE
         factor = _factor(weight, batch, FORM)
         loss = weight * class_gram(
-            work.p_student + o_row, work.p_teacher + o_row, p_rows, p_gradient, classes, temperature, factor, FORM
+            work.p_student + o_row,
+            work.p_teacher + o_row,
+            p_rows,
+            p_gradient,
+            p_nodes,
+            classes,
+            temperature,
+            factor,
+            FORM,
         )
         if FORM.GRADIENT:
             o_rows = o_row + tl.zeros((1,), tl.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -89,6 +90,7 @@ def icd_loss(
     plan = plan_gram(
         batch, classes, dtype, tuple(scales), tuple(scale_weights), gram, normalize, reduction, gradient,
         student.finest if gradient else 0, gram_precision(dtype), student.logits_constants, teacher.logits_constants,
+        configs.class_sum(classes), configs.double_cost(student_features.device),
     )  # fmt: skip
     cells, base, image = plan.form.CELLS, student.constants.CELLS, plan.form.CELLS * classes
     loss = student_features.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
@@ -112,6 +114,7 @@ def icd_loss(
         p_teacher_raw=saved[1] if keeps else None,
         p_divisor=divisor,
         p_rows=rows if gradient else None,
+        p_nodes=loss.new_empty(plan.nodes_size, dtype=torch.float64) if plan.nodes_size else None,
         p_unit_loss=unit_loss,
         p_image_loss=loss if reduction == "none" else image_loss,
         p_loss=loss,
@@ -137,7 +140,7 @@ def icd_loss(
         batch,
         classes,
         temperature,
-        registers=configs.registers(gram),
+        registers=configs.registers(gram, classes),
         STUDENT=student.constants,
         TEACHER=teacher.constants,
         FORM=plan.form,

@@ -182,6 +182,8 @@ class GramPlan(NamedTuple):
     tasks: int
     units: int
     rows_size: int
+    nodes_size: int
+    """float64 numbers of workspace."""
     group_images: int
     group_cells: int
 
@@ -201,6 +203,8 @@ def plan_gram(
     products: str,
     student: LogitsConstants,
     teacher: LogitsConstants,
+    class_sum: str = "exact",
+    double_cost: int = 8,
 ) -> GramPlan:
     """How losses and dl/dz follow from local logits; `finest` is the grid dl/dz is folded onto, 0 for none."""
     cells = cell_count(scales)
@@ -225,6 +229,9 @@ def plan_gram(
         UNITS=units,
         UNIT_BLOCK=configs.power_of_two(units, 1, 1 << 30),
         VECTOR_BLOCK=configs.vector_block(classes),
+        CLASS_SUM=class_sum if gram == "class" else "exact",
+        NODE_SPACE=configs.node_space(classes),
+        DOUBLE_COST=double_cost,
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
         PAIR_BLOCK=configs.PAIR_BLOCK,
@@ -239,7 +246,8 @@ def plan_gram(
         tasks = batch * units
         group_images = ceil_div(batch, GROUPS)
     rows_size = batch * cells * (2 * classes if gram == "class" else 4) if gradient else 0
-    return GramPlan(form, tasks, units, rows_size, group_images, ceil_div(cells, GROUPS))
+    nodes_size = 0 if form.CLASS_SUM == "exact" else batch * cells * 17 * form.NODE_SPACE
+    return GramPlan(form, tasks, units, rows_size, nodes_size, group_images, ceil_div(cells, GROUPS))
 
 
 def workspace(like: Tensor, dtype: torch.dtype, *sizes: int) -> tuple[Tensor, ...]:

@@ -123,6 +123,8 @@ class Work(NamedTuple):
     """(B, N): what the student's logits were divided by."""
     p_rows: Any
     """Row normalisers: (B, N, 2, K) for class, (B, N, 4) for spatial and sample."""
+    p_nodes: Any
+    """(B, N, 17, NODE_SPACE) float64: sums at nodes and their coefficients (linear_class); None where not needed."""
     p_unit_loss: Any
     """(B, units): the weighted loss of every Gram matrix (of the image's row of it, for sample)."""
     p_image_loss: Any
@@ -165,6 +167,12 @@ class Form(NamedTuple):
     UNIT_BLOCK: Any
     VECTOR_BLOCK: Any
     """Classes that one row is read by."""
+    CLASS_SUM: Any
+    """"auto", or "exact" or "linear" where only that is wanted."""
+    NODE_SPACE: Any
+    """The most Chebyshev nodes of one sum."""
+    DOUBLE_COST: Any
+    """What a float64 exponential costs, in float32 ones."""
     CLASS_ROWS: Any
     CLASS_COLUMNS: Any
     PAIR_BLOCK: Any

@@ -1,0 +1,91 @@
+"""Class form linear in K by the Triton backend, in the interpreter, against the exact definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_linear_class import KINDS, SWITCH, TOLERANCE, errors, gradient_terms, logits, loss_and_gradient
+
+from icd_kernels.backends import linear_reference
+from icd_kernels.backends.triton.operators import interprets
+
+if not interprets():
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from programs import bits, interpreted
+
+from icd_kernels.backends.triton import chebyshev, class_gram, configs, structs
+
+TRITON = "triton"
+
+
+def assert_right(kind: str, classes: int, normalize: str) -> None:
+    """float32 is no worse than eager PyTorch, float64 within 2e-11 of the definition."""
+    student, teacher = logits(kind, classes)
+    exact = loss_and_gradient(student, teacher, torch.float64, normalize=normalize, backend="reference")
+    eager = loss_and_gradient(student, teacher, torch.float32, normalize=normalize, backend="reference")
+    with interpreted() as run:
+        single = loss_and_gradient(student, teacher, torch.float32, normalize=normalize, backend=TRITON)
+        double = loss_and_gradient(student, teacher, torch.float64, normalize=normalize, backend=TRITON)
+    assert [name for name, _ in run.launches].count("gram_kl_kernel") == 2  # one launch forward, however it is summed
+    floors = 1e-6 * classes, gradient_terms(student, normalize)
+    for measured, allowed in zip(errors(single, exact, *floors), errors(eager, exact, *floors), strict=True):
+        assert measured <= allowed + TOLERANCE
+    assert max(errors(double, exact, 1e-2 * classes, floors[1])) < 2e-11
+
+
+@pytest.mark.parametrize("classes", [2, 130])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_worse_than_eager(monkeypatch: pytest.MonkeyPatch, kind: str, classes: int) -> None:
+    if kind == "nodes hit" and classes == 2:
+        pytest.skip("two classes are the ends alone: there is no node between them to hit")
+    monkeypatch.setenv(SWITCH, "linear")
+    assert_right(kind, classes, "none")
+
+
+@pytest.mark.parametrize("normalize", ["l2", "zscore"])
+@pytest.mark.parametrize("kind", ["gaussian", "peaked", "close", "all negative"])
+def test_normalised(monkeypatch: pytest.MonkeyPatch, kind: str, normalize: str) -> None:
+    monkeypatch.setenv(SWITCH, "linear")
+    assert_right(kind, 70, normalize)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "close", "span 1e4"])
+def test_the_choice_is_right_either_way(kind: str) -> None:
+    assert configs.class_sum(600) == "auto"
+    assert_right(kind, 600, "none")
+
+
+def test_automatic_is_one_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaussian logits of 600 classes are summed linearly, logits that span too much exactly."""
+    for kind, form in (("gaussian", "linear"), ("span 1e4", "exact")):
+        student, teacher = logits(kind, 600)
+        outcomes = {}
+        for choice in ("automatic", "exact", "linear"):
+            monkeypatch.setenv(SWITCH, choice)
+            with interpreted():
+                outcomes[choice] = bits(*loss_and_gradient(student, teacher, torch.float32, backend=TRITON))
+        assert outcomes["automatic"] == outcomes[form]
+    assert outcomes["exact"] == outcomes["linear"], "beyond the largest number of nodes there is only the exact sum"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_a_number_shows(monkeypatch: pytest.MonkeyPatch, side: int, bad: float) -> None:
+    monkeypatch.setenv(SWITCH, "linear")
+    pair = [part.clone() for part in logits("gaussian", 70)]
+    pair[side][0, 7, 0] = bad
+    with interpreted():
+        loss, gradient = loss_and_gradient(*pair, torch.float32, backend=TRITON)
+    assert loss.isnan()
+    assert gradient.isnan().any()
+
+
+def test_rounding_is_bounded_as_on_the_host() -> None:
+    """The constants that the kernel states again."""
+    assert chebyshev.NODE_STEP.value == 4
+    assert class_gram.CLOSE_ROWS.value == 3e-2
+    assert configs.node_space(21841) <= linear_reference.MOST_NODES
+    assert "CLASS_SUM" in structs.Form._fields
