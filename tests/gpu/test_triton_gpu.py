@@ -16,9 +16,11 @@ import torch
 from cases import CASES_RUN, GRAMS, STUDENT, Case, Limits, Network, Tensors, case_strategy, loss_of, option_grid
 from hypothesis import given, seed, settings
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
+from test_linear_class import KINDS, SWITCH, TOLERANCE, errors, gradient_terms, logits, loss_and_gradient
 from torch.autograd import grad, gradcheck
 
 from icd_kernels import available_backends
+from icd_kernels.backends import linear_reference
 from icd_kernels.backends.triton.operators import OPERATORS
 
 pytestmark = [
@@ -224,6 +226,32 @@ def test_many_classes() -> None:
     before = torch.cuda.memory_allocated()
     assert all(result.isfinite().all() for result in results(tensors, **case.options))
     assert torch.cuda.max_memory_allocated() - before < 200 * 2**20
+
+
+@pytest.mark.parametrize("form", ["automatic", "linear"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_class(monkeypatch: pytest.MonkeyPatch, kind: str, form: str) -> None:
+    """Class form linear in K (docs/linear_class_gram.md), against the exact definition."""
+    monkeypatch.setenv(SWITCH, form)
+    student, teacher = (part.cuda() for part in logits(kind, 700))
+    exact = loss_and_gradient(student, teacher, torch.float64, backend="reference")
+    eager = loss_and_gradient(student, teacher, torch.float32, backend="reference")
+    single = loss_and_gradient(student, teacher, torch.float32, backend=TRITON)
+    double = loss_and_gradient(student, teacher, torch.float64, backend=TRITON)
+    floors = 1e-6 * 700, gradient_terms(student, "none")
+    for measured, allowed in zip(errors(single, exact, *floors), errors(eager, exact, *floors), strict=True):
+        assert measured <= allowed + TOLERANCE
+    assert max(errors(double, exact, 1e-2 * 700, floors[1])) < 2e-11
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "wide", "close"])
+def test_linear_class_of_many_classes(kind: str) -> None:
+    """ImageNet-21k's classes, which no exact sum holds: against the method in float64 PyTorch."""
+    student, teacher = logits(kind, 21841)
+    single = loss_and_gradient(student.cuda(), teacher.cuda(), torch.float32, backend=TRITON)
+    loss, gradient = linear_reference.class_cell(student.flatten(), teacher.flatten(), 4.0)
+    got = single[0].cpu(), single[1].cpu()
+    assert max(errors(got, (loss, gradient.view_as(student)), 1.0)) < TOLERANCE
 
 
 SANITIZED = """

@@ -78,7 +78,7 @@ def test_what_is_not_a_number_shows(monkeypatch: pytest.MonkeyPatch, side: int, 
     pair = [part.clone() for part in logits("gaussian", 70)]
     pair[side][0, 7, 0] = bad
     with interpreted():
-        loss, gradient = loss_and_gradient(*pair, torch.float32, backend=TRITON)
+        loss, gradient = loss_and_gradient(pair[0], pair[1], torch.float32, backend=TRITON)
     assert loss.isnan()
     assert gradient.isnan().any()
 

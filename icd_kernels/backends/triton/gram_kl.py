@@ -190,6 +190,7 @@ def run_gram(
         batch,
         classes,
         temperature,
+        registers=configs.registers(gram, classes) if gram == "class" else None,
         FORM=plan.form,
         SLOT=counter_slots.SLOT,
     )

@@ -1,0 +1,105 @@
+"""What the Triton backend does before a launch: the version it accepts, its options, its plans, its counters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+from icd_kernels import icd_loss
+from icd_kernels.backends import triton as package
+from icd_kernels.backends.triton import TRITON
+
+needs_triton = pytest.mark.skipif(TRITON.missing is not None, reason=f"backend 'triton' is missing: {TRITON.missing}")
+
+
+def part(name: str) -> Any:
+    """A module of the backend; those with kernels need Triton."""
+    return importlib.import_module(f"icd_kernels.backends.triton.{name}")
+
+
+@pytest.mark.parametrize(
+    ("found", "accepted"), [("3.5.1", False), ("2.3.0", False), ("3.6.0", True), ("3.10.0+git1", True), ("4.0", True)]
+)
+def test_versions(monkeypatch: pytest.MonkeyPatch, found: str, accepted: bool) -> None:
+    monkeypatch.setattr(package, "find_spec", lambda name: object())
+    monkeypatch.setattr(package, "_triton_version", lambda: found)
+    missing = package._missing()
+    assert (missing is None) == accepted
+    assert accepted or (missing is not None and found in missing and "3.6" in missing)
+
+
+def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "find_spec", lambda name: None)
+    assert "pip install" in str(package._missing())
+
+
+def test_a_named_request_on_the_cpu_says_why() -> None:
+    features, weight = torch.randn(1, 2, 2, 2), torch.randn(3, 2)
+    with pytest.raises((ValueError, RuntimeError), match="triton"):
+        icd_loss(features, weight, features, weight, backend="triton")
+
+
+@needs_triton
+class TestLaunch:
+    def test_tuning_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        configs = part("configs")
+        monkeypatch.delenv(configs.AUTOTUNE_VARIABLE, raising=False)
+        assert not configs.autotunes()
+        monkeypatch.setenv(configs.AUTOTUNE_VARIABLE, "1")
+        assert configs.autotunes()
+        assert configs.AUTOTUNE_CHOICES[0] == (configs.WARPS, configs.STAGES)
+
+    def test_the_limit_of_registers_is_only_for_nvidia(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        launch = part("launch")
+        assert launch.compile_options(4, 3, 168)["maxnreg"] == 168
+        assert "maxnreg" not in launch.compile_options(4, 3, None)
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+        assert "maxnreg" not in launch.compile_options(4, 3, 168)
+
+    def test_the_class_sum(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        configs = part("configs")
+        monkeypatch.delenv(configs.CLASS_SUM_VARIABLE, raising=False)
+        assert configs.class_sum(100) == "exact"
+        assert configs.class_sum(1000) == "auto"
+        monkeypatch.setenv(configs.CLASS_SUM_VARIABLE, "linear")
+        assert configs.class_sum(100) == "linear"
+
+    def test_products_keep_the_digits_that_were_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plan = part("plan")
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest")
+            assert plan.precision(torch.float32) == "tf32x3"
+            assert plan.gram_precision(torch.float32) == "ieee"
+            torch.set_float32_matmul_precision("high")
+            assert plan.precision(torch.float32) == plan.gram_precision(torch.float32) == "tf32"
+            assert plan.precision(torch.float64) == "ieee"
+            monkeypatch.setattr(torch.version, "hip", "6.0")
+            assert plan.precision(torch.float32) == "ieee"
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def test_splits_fill_the_chip_and_no_more(self) -> None:
+        configs = part("configs")
+        assert configs.splits(tiles=1, depth=100_000, depth_block=32) == configs.MAX_SPLITS
+        assert configs.splits(tiles=configs.SPREAD, depth=100_000, depth_block=32) == 1
+        assert configs.splits(tiles=1, depth=64, depth_block=32) == 1
+
+    def test_counters_of_one_stream_are_made_once(self) -> None:
+        counters = part("counters")
+        device = torch.device("cpu")
+        first = counters.counters_for(device)
+        assert all(counters.counters_for(device).p_all.data_ptr() == first.p_all.data_ptr() for _ in range(1000))
+        assert not first.p_all.any()
+        assert sum(view.numel() for view in first[1:]) <= counters.SLOT - 2
+
+    def test_plans_do_not_grow_with_calls(self) -> None:
+        plan, launch = part("plan"), part("launch")
+        features, weight = torch.randn(2, 4, 3, 3), torch.randn(5, 4)
+        plans = {id(plan.plan_network(features, weight, torch.float32, (1, 2), "nested")) for _ in range(100)}
+        assert len(plans) == 1
+        constants = plan.plan_network(features, weight, torch.float32, (1, 2), "nested").constants
+        assert launch.grouped(constants) is launch.grouped(constants)
