@@ -20,7 +20,7 @@ def class_gram(p_student, p_teacher, p_rows, p_gradient, p_nodes, classes, tempe
     """Σ_k KL_k of one cell; writes its gradient times `factor`.
 
     p_student, p_teacher: (K,). p_rows: workspace (2, K). p_gradient: (K,) or None. p_nodes: float64 workspace
-    (17, NODE_SPACE), or None where FORM.CLASS_SUM is "exact".
+    (NODE_SIZE,), or None where FORM.CLASS_SUM is "exact".
     """
     student = extremes(p_student, classes, FORM)
     teacher = extremes(p_teacher, classes, FORM)

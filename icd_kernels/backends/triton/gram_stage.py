@@ -62,7 +62,7 @@ def _class_task(task, student, teacher, work, counters, batch, classes, temperat
             p_rows = work.p_rows + 2 * o_row
         p_nodes = work.p_nodes
         if FORM.CLASS_SUM != "exact":
-            p_nodes = work.p_nodes + task.to(tl.int64) * 17 * FORM.NODE_SPACE
+            p_nodes = work.p_nodes + task.to(tl.int64) * FORM.NODE_SIZE
         factor = _factor(weight, batch, FORM)
         loss = weight * class_gram(
             work.p_student + o_row,

@@ -59,7 +59,8 @@ def linear_class(
     """Σ_k KL_k of one cell; writes its gradient times `factor`.
 
     student, teacher: their extremes; student_nodes, teacher_nodes: their planned nodes. p_rows: workspace (2, K);
-    p_nodes: float64 workspace (17, NODE_SPACE): values, then coefficients of rows [network, side, 3] and of columns.
+    p_nodes: float64 workspace of 17 rows of NODE_SPACE: 3 of values, then the coefficients of rows [network, side, 3]
+    and of columns [network].
     """
     p_row_coefficients = p_nodes + 3 * FORM.NODE_SPACE
     for piece in range(4):

@@ -211,6 +211,7 @@ def plan_gram(
     units = len(scales) if gram == "spatial" else cells
     matrices = [1 if gram == "spatial" else scale * scale for scale in scales]
     blocks = ceil_div(batch, configs.PAIR_BLOCK)
+    class_sum = class_sum if gram == "class" else "exact"
     class_rows, class_columns = configs.class_blocks(classes, dtype)
     form = Form(
         ACC=LANGUAGE_DTYPES[dtype],
@@ -229,8 +230,9 @@ def plan_gram(
         UNITS=units,
         UNIT_BLOCK=configs.power_of_two(units, 1, 1 << 30),
         VECTOR_BLOCK=configs.vector_block(classes),
-        CLASS_SUM=class_sum if gram == "class" else "exact",
+        CLASS_SUM=class_sum,
         NODE_SPACE=configs.node_space(classes),
+        NODE_SIZE=0 if class_sum == "exact" else 17 * configs.node_space(classes),
         DOUBLE_COST=double_cost,
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
@@ -246,7 +248,7 @@ def plan_gram(
         tasks = batch * units
         group_images = ceil_div(batch, GROUPS)
     rows_size = batch * cells * (2 * classes if gram == "class" else 4) if gradient else 0
-    nodes_size = 0 if form.CLASS_SUM == "exact" else batch * cells * 17 * form.NODE_SPACE
+    nodes_size = batch * cells * form.NODE_SIZE
     return GramPlan(form, tasks, units, rows_size, nodes_size, group_images, ceil_div(cells, GROUPS))
 
 

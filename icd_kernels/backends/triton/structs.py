@@ -124,7 +124,7 @@ class Work(NamedTuple):
     p_rows: Any
     """Row normalisers: (B, N, 2, K) for class, (B, N, 4) for spatial and sample."""
     p_nodes: Any
-    """(B, N, 17, NODE_SPACE) float64: sums at nodes and their coefficients (linear_class); None where not needed."""
+    """(B, N, NODE_SIZE) float64: sums at nodes and their coefficients (linear_class); None where not needed."""
     p_unit_loss: Any
     """(B, units): the weighted loss of every Gram matrix (of the image's row of it, for sample)."""
     p_image_loss: Any
@@ -171,6 +171,8 @@ class Form(NamedTuple):
     """"auto", or "exact" or "linear" where only that is wanted."""
     NODE_SPACE: Any
     """The most Chebyshev nodes of one sum."""
+    NODE_SIZE: Any
+    """Workspace of a cell in `p_nodes`: 17 rows of NODE_SPACE numbers, or 0."""
     DOUBLE_COST: Any
     """What a float64 exponential costs, in float32 ones."""
     CLASS_ROWS: Any
