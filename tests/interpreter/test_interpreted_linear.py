@@ -58,6 +58,17 @@ def test_the_choice_is_right_either_way(kind: str) -> None:
     assert_right(kind, 600, "none")
 
 
+def test_rows_that_turn_out_close_are_summed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks too far apart for the bound that says so beforehand, and too close for float32 exponentials."""
+    monkeypatch.setenv(SWITCH, "linear")
+    noise, teacher = logits("gaussian", 300)
+    student, teacher = (3 * teacher + 0.05 * noise).float().double(), (3 * teacher).float().double()
+    exact = loss_and_gradient(student, teacher, torch.float64, backend="reference")
+    with interpreted():
+        single = loss_and_gradient(student, teacher, torch.float32, backend=TRITON)
+    assert errors(single, exact, 0.0)[0] < 2e-7
+
+
 def test_automatic_is_one_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaussian logits of 600 classes are summed linearly, logits that span too much exactly."""
     for kind, form in (("gaussian", "linear"), ("span 1e4", "exact")):
