@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The interpreter and ahead-of-time tests with other versions of Triton than the pinned one: the oldest and the newest.
 #   tools/check_triton_versions.sh [VERSION ..]      ARGS="-k linear" is passed on to pytest
-# Everything but Triton is taken from .venv (make setup).
+# Everything but Triton is taken from .venv (make setup), and NumPy: with 2.4 the interpreter of Triton 3.6 fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 versions=("$@")
@@ -12,7 +12,8 @@ trap 'rm -rf "$work"' EXIT
 
 for version in "${versions[@]}"; do
   echo "==> Triton $version"
-  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$work/$version" "triton==$version"
+  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$work/$version" \
+    "triton==$version" "numpy<2.4"
   export PYTHONPATH="$work/$version:$PWD" TRITON_CACHE_DIR="$work/cache-$version"
   "$python" -c "import triton; assert triton.__version__ == '$version', triton.__version__"
   # shellcheck disable=SC2086 -- ARGS holds several words
