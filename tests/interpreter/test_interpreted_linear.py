@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_linear_class import KINDS, SWITCH, TOLERANCE, errors, gradient_terms, logits, loss_and_gradient
 
-from icd_kernels.backends import linear_reference
+from icd_kernels import gram_kl
 from icd_kernels.backends.triton.operators import interprets
 
 if not interprets():
@@ -16,7 +19,7 @@ if not interprets():
 
 from programs import bits, interpreted
 
-from icd_kernels.backends.triton import chebyshev, class_gram, configs, structs
+from icd_kernels.backends.triton import chebyshev, configs, divergence
 
 TRITON = "triton"
 
@@ -94,9 +97,21 @@ def test_what_is_not_a_number_shows(monkeypatch: pytest.MonkeyPatch, side: int, 
     assert gradient.isnan().any()
 
 
-def test_rounding_is_bounded_as_on_the_host() -> None:
-    """The constants that the kernel states again."""
-    assert chebyshev.NODE_STEP.value == 4
-    assert class_gram.CLOSE_ROWS.value == 3e-2
-    assert configs.node_space(21841) <= linear_reference.MOST_NODES
-    assert "CLASS_SUM" in structs.Form._fields
+@pytest.mark.parametrize(
+    ("header", "name", "constant"),
+    [("chebyshev.h", "kNodeStep", chebyshev.NODE_STEP), ("class_rows.h", "kCloseRows", divergence.CLOSE_ROWS)],
+)
+def test_constants_are_those_of_the_compiled_backends(header: str, name: str, constant: Any) -> None:
+    text = (Path(__file__).parents[2] / "csrc/common" / header).read_text()
+    found = re.search(rf"constexpr \w+ {name} = ([^;]+);", text)
+    assert found is not None
+    assert float(found[1]) == constant.value
+
+
+def test_a_loss_alone_needs_no_workspace_of_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "linear")
+    student, teacher = logits("gaussian", 130)
+    exact = gram_kl(student, teacher, scales=(1,), backend="reference")
+    with interpreted():
+        loss = gram_kl(student, teacher, scales=(1,), backend=TRITON)
+    assert float(loss) == pytest.approx(float(exact), rel=1e-12)

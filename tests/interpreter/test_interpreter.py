@@ -148,6 +148,18 @@ class TestManyBlocks:
             case = replace(case, batch=20, options={**case.options, "scales": (1,)})
         assert_no_worse_than_eager(icd_loss_problem(case, ("student_features", "student_weight")), TRITON)
 
+    @pytest.mark.parametrize("wanted", [STUDENT, ("student_weight",), ("student_bias",)])
+    def test_parts_of_the_images(self, wanted: tuple[str, ...]) -> None:
+        """Enough rows (image, cell) for the gradients by weight and bias to be summed in parts."""
+        student, teacher = (Network(c, 4, 4, dtype=torch.float32, weight_dtype=torch.float32) for c in (3, 2))
+        options = {"gram": "spatial", "scales": (4,), "pyramid": "nested"}
+        case = Case(batch=18, classes=5, student=student, teacher=teacher, options=options)
+        with interpreted() as run:
+            assert_no_worse_than_eager(icd_loss_problem(case, wanted), TRITON)
+        name, programs = run.launches[-1]
+        assert name == "backward_kernel"
+        assert programs > 1, "one tile of classes and channels: more programs are parts of it"
+
 
 class TestInputs:
     @pytest.mark.parametrize(

@@ -103,8 +103,10 @@ def _weight_task(task, job, counters, CONSTANTS: tl.constexpr):
     if CONSTANTS.SPLITS > 1:
         wide = tl.full((), 0, tl.int64) + job.classes
         p_tile = job.p_partial + o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
-        p_bias = job.p_partial + CONSTANTS.SPLITS * wide * job.channels + o_classes
-        tl.store(p_tile + split * wide * job.channels, total, mask=m_tile)
+        p_bias = job.p_partial + o_classes
+        if job.p_weight_gradient is not None:
+            p_bias += CONSTANTS.SPLITS * wide * job.channels
+            tl.store(p_tile + split * wide * job.channels, total, mask=m_tile)
         tl.store(p_bias + split * wide, bias, mask=m_bias)
         is_whole = arrive(counters.p_images + tile) == CONSTANTS.SPLITS - 1
         tl.debug_barrier()
@@ -112,7 +114,8 @@ def _weight_task(task, job, counters, CONSTANTS: tl.constexpr):
             total = total * 0
             bias = bias * 0
             for part in tl.static_range(CONSTANTS.SPLITS):
-                total += tl.load(p_tile + part * wide * job.channels, mask=m_tile, other=0.0)
+                if job.p_weight_gradient is not None:
+                    total += tl.load(p_tile + part * wide * job.channels, mask=m_tile, other=0.0)
                 bias += tl.load(p_bias + part * wide, mask=m_bias, other=0.0)
             _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS)
     else:
@@ -297,7 +300,7 @@ def region_logits_backward(
         launch(
             fold_kernel, batch, gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2],
             ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=tuple(scales), FIRSTS=firsts(scales), FINEST=finest,
-            ROWS=configs.PAIR_BLOCK, BLOCK=configs.pair_depth(gradient.shape[2], gradient.dtype),
+            ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
         )  # fmt: skip
         gradient = folded
     return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
@@ -347,7 +350,7 @@ def _gradients(
     is_shared = upstream is not None and upstream.ndim == 0
     cells_space, partial = workspace(
         gradient, gradient.dtype, batch * constants.CELLS * channels if by_features else 0,
-        0 if constants.SPLITS == 1 else constants.SPLITS * classes * (channels + 1),
+        0 if constants.SPLITS == 1 else constants.SPLITS * classes * (channels * by_weight + 1),
     )  # fmt: skip
     job = Backward(
         p_gradient=gradient,

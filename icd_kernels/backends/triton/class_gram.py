@@ -6,10 +6,10 @@ Which of them depends on the cell's logits alone, so that results repeat to the 
 import triton
 import triton.language as tl
 
+from icd_kernels.backends.triton.divergence import CLOSE_ROWS
 from icd_kernels.backends.triton.exact_class import exact_class
 from icd_kernels.backends.triton.linear_class import extremes, linear_class, plan_nodes
 
-CLOSE_ROWS: tl.constexpr = tl.constexpr(3e-2)  # that of csrc/common/class_rows.h
 SINGLE_ERROR: tl.constexpr = tl.constexpr(1e-7)  # of one sum, with float32 exponentials
 DOUBLE_ERROR: tl.constexpr = tl.constexpr(1e-15)
 FIXED_COST: tl.constexpr = tl.constexpr(128)  # of planning and transforms, in rows of exponentials

@@ -12,7 +12,7 @@ comes from: timings and traces on an H100 (benchmarks/results/h100.json).
 - class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers; from LINEAR_FROM
   classes on, the sums linear in K where they are estimated to cost less. That estimate is not measured on a GPU.
 - spatial: a scale's logits stay in registers where there are at most PAIR_BLOCK cells and RESIDENT_CLASSES classes.
-- spatial otherwise, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over `pair_depth` classes at a time.
+- spatial otherwise, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
 - With eight warps every forward was slower.
 """
 
@@ -84,7 +84,7 @@ def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
 def splits(tiles: int, depth: int, depth_block: int) -> int:
     """Parts of a product's depth, a power of two: enough to spread few tiles, none shorter than 4 steps."""
     parts = 1
-    while parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD and depth >= parts * 2 * 4 * depth_block:
+    while tiles > 0 and parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD and depth >= parts * 2 * 4 * depth_block:
         parts *= 2
     return parts
 
@@ -96,7 +96,7 @@ def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:
     return power_of_two(classes, 16, limit) if fits else 0
 
 
-def pair_vector(classes: int, dtype: torch.dtype) -> int:
+def pair_vector(classes: int) -> int:
     """Classes of PAIR_BLOCK rows read at a time where they are not multiplied."""
     return power_of_two(classes, 32, 64)
 
@@ -132,10 +132,6 @@ def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
 
 
 RESIDENT_CLASSES = 256
-PAIR_BLOCK = 16
-"""Side of a Gram tile between vectors."""
-
-
-def pair_depth(classes: int, dtype: torch.dtype) -> int:
-    """Classes of one step: few steps, since each waits for memory and there are few programs to wait beside it."""
-    return power_of_two(classes, 32, 32)
+"""The most classes whose logits of a scale stay in registers."""
+PAIR_BLOCK, PAIR_DEPTH = 16, 32
+"""Side of a Gram tile between vectors, and the classes of one step of its products."""

@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-CLOSE: tl.constexpr = tl.constexpr(3e-2)
-"""Row KL below which it is summed term by term: above, a difference of sums keeps enough digits in float32."""
+CLOSE_ROWS: tl.constexpr = tl.constexpr(3e-2)
+"""Row KL below which it is summed term by term, as in csrc/common/class_rows.h; above, float32 differences will do."""
 
 
 @triton.jit
 def has_close_rows(kl, m_rows):
     """Whether any of these rows' KL is so small, or rounded below zero, that its digits are lost."""
-    return tl.min(tl.where(m_rows, kl, 1.0)) < CLOSE
+    return tl.min(tl.where(m_rows, kl, 1.0)) < CLOSE_ROWS
 
 
 @triton.jit

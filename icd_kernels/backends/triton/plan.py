@@ -238,8 +238,8 @@ def plan_gram(
         CLASS_COLUMNS=class_columns,
         PAIR_BLOCK=configs.PAIR_BLOCK,
         RESIDENT=configs.resident(classes, scales, dtype) if gram == "spatial" else 0,
-        PAIR_DEPTH=configs.pair_depth(classes, dtype),
-        PAIR_VECTOR=configs.pair_vector(classes, dtype),
+        PAIR_DEPTH=configs.PAIR_DEPTH,
+        PAIR_VECTOR=configs.pair_vector(classes),
     )
     if gram == "sample":
         tasks = batch * cells + cells * blocks * (2 if gradient else 1)

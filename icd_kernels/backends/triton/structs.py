@@ -209,7 +209,7 @@ class Backward(NamedTuple):
     feature_stride_row: Any
     feature_stride_column: Any
     p_partial: Any
-    """Workspace (SPLITS, K, C), then (SPLITS, K): the gradients by weight and by bias of parts of the images."""
+    """Workspace (SPLITS, K, C) if the weight's is wanted, then (SPLITS, K): gradients of parts of the images."""
     p_weight_gradient: Any
     p_bias_gradient: Any
     batch: Any
