@@ -17,6 +17,11 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, as FSDP2 and tensor parallelism leave parameters. Its class is slow to import."""
+    return hasattr(tensor, "full_tensor")
+
+
 def check_icd_inputs(
     student_features: Tensor,
     student_weight: Tensor,
@@ -73,6 +78,11 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor, scales: tuple[i
 def _check_tensor(name: str, tensor: Tensor, expected: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {expected}, got {type(tensor).__name__}")
+    if is_sharded(tensor):
+        raise TypeError(
+            f"{name} must be a plain torch.Tensor of shape {expected}, got a DTensor: gather it first, a head with "
+            f"icd_kernels.distributed.full_head, a constant with {name}.full_tensor()"
+        )
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
     if tensor.layout != torch.strided:
