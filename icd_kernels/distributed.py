@@ -37,7 +37,8 @@ def gather_batch(tensor: Tensor, group: ProcessGroup | None = None, *, equal_bat
     Args:
         tensor: (B, ...), of one dtype in all processes. B may differ between them, the rest may not.
         group: the processes; None is all.
-        equal_batches: a promise that B is the same in every process. It saves asking, for which a GPU's host waits.
+        equal_batches: a promise that B is the same in every process. It saves asking, for which a GPU's host waits and
+            torch.compile breaks its graph.
 
     Returns:
         (sum of B, ...). `tensor` itself without a process group, or in a group of one.
@@ -63,8 +64,7 @@ class GatheredICDLoss(ICDLoss):
 
     Args:
         group: the processes; None is all.
-        equal_batches: a promise that the batch size is the same in every process. It saves asking, for which a GPU's
-            host waits.
+        equal_batches: as for :func:`gather_batch`.
         options: as for `ICDLoss`.
 
     Raises:

@@ -65,7 +65,7 @@ def output(network: nn.Module, images: Tensor) -> NetworkOutput:
     return NetworkOutput(logits, features, head_of(network))
 
 
-def icd(module: ICDLoss) -> Loss:
+def icd(module: Callable[..., Tensor]) -> Loss:
     def loss(student: nn.Module, teacher: Network, images: Tensor, _labels: Tensor) -> Tensor:
         return module(student(images)[1], head_of(student), teacher(images)[1], teacher.head).mean()
 
@@ -116,6 +116,11 @@ def gathered(counts: tuple[int, ...] = EQUAL, *, equal_batches: bool = False, **
     options["gram"] = "sample"
     module = GatheredICDLoss(equal_batches=equal_batches, **options)
     return gradient_error(icd(module), icd(ICDLoss(**options)), counts)
+
+
+def gathered_compiled() -> float:
+    module = torch.compile(GatheredICDLoss(gram="sample", equal_batches=True), fullgraph=True, backend="aot_eager")
+    return gradient_error(icd(module), SAMPLE)
 
 
 def gathered_value() -> float:
@@ -223,6 +228,7 @@ CHECKS: dict[str, Callable[[], float | str]] = {
     "gathered nested": partial(gathered, pyramid="nested", normalize="zscore", scales=(1, 3)),
     "gathered equal_batches": partial(gathered, equal_batches=True),
     "gathered unequal": partial(gathered, UNEQUAL),
+    "gathered compiled": gathered_compiled,
     "gathered value": gathered_value,
     "summed gradient": summed_gradient,
     "second derivative": second_derivative,

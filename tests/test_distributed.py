@@ -62,7 +62,9 @@ class TestTwoProcesses:
     def test_a_batch_by_batch_gram_needs_gathering(self, found: Found) -> None:
         assert min(found["ddp sample"]) > 0.01
 
-    @pytest.mark.parametrize("case", ["mean", "sum", "none", "reference", "nested", "equal_batches", "unequal"])
+    @pytest.mark.parametrize(
+        "case", ["mean", "sum", "none", "reference", "nested", "equal_batches", "unequal", "compiled"]
+    )
     def test_gathered_gradient(self, found: Found, case: str) -> None:
         """Averaged by DDP, it is that of one process with the whole batch: no factor is left to apply."""
         assert largest(found[f"gathered {case}"]) < ROUNDING
