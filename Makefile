@@ -19,7 +19,7 @@ help:
 	@echo "make demo    distil a student on real images (ARGS=... are passed on: ARGS=--help)"
 	@echo "make test    run the tests (ARGS=... are passed on to pytest)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   time the loss on this CPU and write the README's table"
+	@echo "make bench   time everything on this CPU, write the tables and plots (ARGS=... are passed on to the run)"
 	@echo "make gpu     with the installed torch and nvcc, offline: build, run the GPU tests and benchmarks"
 
 setup: $(INSTALLED)
@@ -53,10 +53,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@echo "==> Timing on this CPU; keep the machine quiet"
-	@mkdir -p $(RESULTS)
-	@$(VENV_PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(RESULTS)/cpu.json $(ARGS)
-	@echo "==> Writing the README's table"
-	@$(VENV_PYTHON) -m benchmarks.render $(RESULTS)/cpu.json README.md
+	@$(VENV_PYTHON) -m benchmarks run $(ARGS)
+	@echo "==> Writing the tables and plots"
+	@$(VENV_PYTHON) -m benchmarks render
 
 gpu:
 	@$(PYTHON) -c 'import importlib.util as u, sys; u.find_spec("torch") or sys.exit("make gpu: no torch in $(PYTHON)")'
@@ -68,4 +67,4 @@ gpu:
 	@$(PYTHON) -m pytest -m gpu tests/gpu --junitxml=$(RESULTS)/gpu-tests.xml
 	@sed -i 's/ hostname="[^"]*"//' $(RESULTS)/gpu-tests.xml
 	@echo "==> Timing on the GPU"
-	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+	@$(PYTHON) -m benchmarks run --device cuda $(ARGS)

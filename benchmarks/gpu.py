@@ -1,93 +1,45 @@
-"""GPU benchmark: `python -m benchmarks.gpu` writes benchmarks/results/gpu.json (`make gpu` runs it).
+"""A run on a GPU: every case's rivals found correct and compiled, side by side, then timed one after another, alone.
 
-Every workload x {float32, TF32, bfloat16} x {released spatial, paper class}: GPU time of forward and of forward +
-backward, by replays of a CUDA graph whose inputs rotate through more memory than the L2 cache holds, and host time per
-call. Beside it stand eager PyTorch, `torch.compile` (default and max-autotune), and the floor: every input read and
-each gradient written once at the rate of a copy measured in the same run. A rival is timed only after its result was
-found correct. Processes compile side by side; once all are ready they time their cases one after another, alone.
+Two device times: by replays of a CUDA graph whose inputs rotate through more memory than the L2 cache holds ("both",
+"forward": no host in it; for eager PyTorch this is the CUDA-graphed rival), and of plain calls queued back to back
+("called": what a script without graphs sees). Beside them the host time until a call returns, the kernels a step
+launches, the allocator's peak, and the floor: every input read and each gradient written once at the rate of a copy
+measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.judge import WrongResultError, check, exact_results
-from benchmarks.machine import facts
-from benchmarks.rivals import EAGER, Rival, Step
-from benchmarks.workloads import FORMS, WORKLOADS, Inputs, Workload
-from icd_kernels import icd_loss
-from icd_kernels.backends import BACKENDS
+from benchmarks import judge, objective_steps
+from benchmarks.cases import PRECISIONS, Case
+from benchmarks.clock import Quantiles, interleaved, quantiles
+from benchmarks.rivals import AUTOTUNED, COMPILED, EAGER, RELEASED, RIVALS, Rival, Step, step_of
+from benchmarks.workloads import CIFAR_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_MOBILENETV2, Inputs
 
-RESULT = Path(__file__).parent / "results" / "gpu.json"
-PRECISIONS = {
-    "float32": (torch.float32, "highest"),
-    "tf32": (torch.float32, "high"),
-    "bfloat16": (torch.bfloat16, "highest"),
-}
-"""Dtype of every tensor, and `torch.set_float32_matmul_precision`, for every rival alike."""
-
-MANY_CLASSES = 4096
-"""Above this a class Gram in float64 fits no GPU: such a workload is judged on one image and one region."""
-JUDGED_IMAGES = 8
+OURS = (RIVALS["triton"], RIVALS["cuda"])
 READY_SECONDS = 1200.0
 """How long the processes may take to compile."""
-
-
-class MaxAutotune(NamedTuple):
-    """`torch.compile(mode="max-autotune-no-cudagraphs")` of the reference: the graphs are ours, for every rival."""
-
-    name: str = "compiled max-autotune"
-
-    def loss(self, **options: Any) -> Callable[..., Tensor]:
-        function = partial(icd_loss, backend="reference", **options)
-        return torch.compile(
-            lambda *tensors: function(*tensors), fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
-        )
-
-
-class Case(NamedTuple):
-    """What one figure is about."""
-
-    workload: Workload
-    precision: str
-    form: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.workload.title}, {self.precision}, {self.form}"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision][0]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return FORMS[self.form]
-
-    @property
-    def bytes_moved(self) -> int:
-        return bytes_moved(self.workload, self.dtype.itemsize)
+OBJECTIVE_WORKLOADS = (CIFAR_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_MOBILENETV2)
+TRAININGS = (objective_steps.CIFAR, objective_steps.CUB_ON_GPU)
 
 
 class Prepared(NamedTuple):
     """A rival that was found correct and is compiled."""
 
     loss: Callable[..., Tensor]
-    errors: dict[str, float]
-    first_call_seconds: float
+    figures: dict[str, Any]
 
 
 class PreparedCase(NamedTuple):
@@ -98,28 +50,17 @@ class PreparedCase(NamedTuple):
     rivals: dict[str, Prepared | dict[str, Any]]
 
 
-def own_rivals() -> list[Rival]:
-    """The package's GPU backends that are usable here."""
-    usable = [backend for backend in BACKENDS if backend.missing is None and "cuda" in (backend.device_types or ())]
-    return [Rival(backend.name, backend.name) for backend in usable]
+def facts() -> dict[str, Any]:
+    """What decides a GPU's figures, beside `benchmarks.machine.facts`."""
+    return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _triton_version()}
 
 
-def rivals_of(case: Case, compiled: str, autotuned: str) -> list[Any]:
-    """Ours, eager, and compiled PyTorch for cases whose label matches."""
-    rivals: list[Any] = [*own_rivals(), EAGER]
-    if re.search(compiled, case.label):
-        rivals.append(Rival("compiled", "reference", is_compiled=True))
-    if re.search(autotuned, case.label):
-        rivals.append(MaxAutotune())
-    return rivals
-
-
-def bytes_moved(workload: Workload, element_size: int) -> int:
-    """Every input read once and every gradient of the student written once, in bytes."""
-    elements = 0
-    for (channels, height, width), times in ((workload.teacher, 1), (workload.student, 2)):
-        elements += times * (workload.batch * channels * height * width + workload.classes * (channels + 1))
-    return elements * element_size
+def rivals_of(case: Case, compiled: str, autotuned: str) -> list[Rival]:
+    """Ours, eager, the released formulation, and compiled PyTorch for cases whose label matches."""
+    found = [*OURS, EAGER, RELEASED]
+    found += [COMPILED] if re.search(compiled, case.label) else []
+    found += [AUTOTUNED] if re.search(autotuned, case.label) else []
+    return found
 
 
 def rotations(set_bytes: int, cache_bytes: int) -> int:
@@ -127,27 +68,15 @@ def rotations(set_bytes: int, cache_bytes: int) -> int:
     return max(2, min(16, -(-2 * cache_bytes // set_bytes)))
 
 
-def step_of(loss: Callable[..., Tensor], inputs: Inputs) -> Step:
-    """Forward and backward of one training step."""
-    leaves = inputs.leaves()
-
-    def step() -> tuple[Tensor, ...]:
-        value = loss(*inputs)
-        return value.detach(), *torch.autograd.grad(value, leaves)
-
-    return step
-
-
 def copy_rate(gigabytes: float = 1.0) -> float:
-    """Bytes per second, read and written, of the best of many device copies."""
+    """Bytes per second, read and written, of the median of many device copies."""
     source = torch.empty(int(gigabytes * 2**30), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    seconds = graph_seconds([lambda: (target.copy_(source),)], replays=20)
-    return 2 * source.numel() / seconds["median"]
+    return 2 * source.numel() / graph_seconds([lambda: (target.copy_(source),)], replays=20)["median"]
 
 
-def graph_seconds(steps: Sequence[Step], replays: int) -> dict[str, float]:
-    """GPU seconds of one step, median and quartiles over replays of a CUDA graph of all `steps`."""
+def graph_seconds(steps: Sequence[Step], replays: int) -> Quantiles:
+    """GPU seconds of one step over replays of a CUDA graph of all `steps`."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -165,9 +94,20 @@ def graph_seconds(steps: Sequence[Step], replays: int) -> dict[str, float]:
         graph.replay()
     events[-1].record()
     torch.cuda.synchronize()
-    elapsed = [first.elapsed_time(second) * 1e-3 / len(steps) for first, second in pairwise(events)]
-    low, median, high = statistics.quantiles(elapsed, n=4)
-    return {"median": median, "low": low, "high": high}
+    return quantiles([first.elapsed_time(second) * 1e-3 / len(steps) for first, second in pairwise(events)])
+
+
+def called_seconds(steps: Sequence[Step], rounds: int = 10) -> Quantiles:
+    """Seconds of one step of plain calls queued back to back, until the GPU has finished them."""
+    samples = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for step in steps:
+            step()
+        torch.cuda.synchronize()
+        samples.append((time.perf_counter() - start) / len(steps))
+    return quantiles(samples)
 
 
 def host_seconds(step: Step, calls: int = 25) -> float:
@@ -179,26 +119,21 @@ def host_seconds(step: Step, calls: int = 25) -> float:
         step()
         taken.append(time.perf_counter() - start)
     torch.cuda.synchronize()
-    return statistics.median(taken)
+    return quantiles(taken)["median"]
 
 
-def judged(rival: Any, case: Case) -> dict[str, float]:
-    """The rival's errors against float64 on a few images; raises WrongResultError where they are too large."""
-    options = dict(case.options)
-    workload = case.workload.with_batch(min(case.workload.batch, JUDGED_IMAGES))
-    if options["gram"] == "class" and workload.classes > MANY_CLASSES:
-        workload, options["scales"] = workload.with_batch(1), (1,)
-    inputs = workload.inputs(case.dtype, "cuda", seed=1)
-    scales = options.get("scales", (1, 2, 4))
-    rows = sum(workload.classes if options["gram"] == "class" else scale**2 for scale in scales)
-    eager = step_of(EAGER.loss(**options), inputs)
-    return check(step_of(rival.loss(**options), inputs)(), eager(), exact_results(inputs, **options), summed_rows=rows)
+def launches(step: Step) -> int:
+    """Kernels, copies and fills that one step puts on the GPU."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.device_type.name == "CUDA" for event in trace.events())
 
 
 def rotating_inputs(case: Case) -> list[Inputs]:
     """Copies of two random sets of inputs."""
     count = rotations(case.bytes_moved, torch.cuda.get_device_properties(0).L2_cache_size)
-    drawn = [case.workload.inputs(case.dtype, "cuda", seed=seed) for seed in range(2)]
+    drawn = [case.inputs("cuda", seed=seed) for seed in range(2)]
     sets = [Inputs(*(part.detach().clone() for part in drawn[index % 2])) for index in range(count)]
     for each in sets:
         for leaf in each.leaves():
@@ -206,17 +141,19 @@ def rotating_inputs(case: Case) -> list[Inputs]:
     return sets
 
 
-def prepared(rival: Any, case: Case, inputs: Inputs) -> Prepared | dict[str, Any]:
+def prepared(rival: Rival, case: Case, inputs: Inputs, truth: judge.Truth) -> Prepared | dict[str, Any]:
     """The rival ready to be timed, or why it cannot be."""
+    if reason := rival.why_not(case, "cuda"):
+        return {"absent": reason}
     try:
-        errors = judged(rival, case)
+        figures, wrong = truth.verdict(rival)
+        if wrong and rival.is_ours:
+            return {"wrong": wrong}
         loss = rival.loss(**case.options)
         start = time.perf_counter()
         step_of(loss, inputs)()
         torch.cuda.synchronize()
-        return Prepared(loss, errors, time.perf_counter() - start)
-    except WrongResultError as error:
-        return {"wrong": str(error)}
+        return Prepared(loss, {**figures, "first_call_seconds": time.perf_counter() - start})
     except torch.cuda.OutOfMemoryError as error:
         return {"out_of_memory": str(error).split(". GPU")[0]}
     except Exception as error:  # of a rival's compiler, say: the others still count
@@ -225,7 +162,7 @@ def prepared(rival: Any, case: Case, inputs: Inputs) -> Prepared | dict[str, Any
         torch.cuda.empty_cache()
 
 
-def measured(ready: Prepared, inputs: list[Inputs], replays: int) -> dict[str, Any]:
+def measured(ready: Prepared, inputs: list[Inputs], replays: int, *, is_graphable: bool) -> dict[str, Any]:
     """One rival's figures, the GPU to itself."""
     steps = [step_of(ready.loss, each) for each in inputs]
     forwards = [partial(_as_tuple, ready.loss, each) for each in inputs]
@@ -233,30 +170,30 @@ def measured(ready: Prepared, inputs: list[Inputs], replays: int) -> dict[str, A
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    steps[0]()
-    peak = torch.cuda.max_memory_allocated() - before
-    host = host_seconds(steps[0])
-    both = graph_seconds(steps, replays)
-    forward = graph_seconds(forwards, replays)
-    return {
-        "seconds": both["median"],
-        "quartiles": [both["low"], both["high"]],
-        "forward_seconds": forward["median"],
-        "host_seconds": host,
-        "peak_bytes": peak,
+    results = steps[0]()
+    torch.cuda.synchronize()
+    figures = {
+        **ready.figures,
+        "extra_peak": torch.cuda.max_memory_allocated() - before,
+        "gradients": sum(gradient.nbytes for gradient in results[1:]),
+        "host_seconds": host_seconds(steps[0]),
+        "called": called_seconds(steps),
+        "launches": launches(steps[0]),
         "inputs": len(inputs),
-        "first_call_seconds": ready.first_call_seconds,
-        "errors": ready.errors,
     }
+    if is_graphable:
+        figures |= {"both": graph_seconds(steps, replays), "forward": graph_seconds(forwards, replays)}
+    return figures
 
 
-def work(cases: list[Case], rivals: list[list[Any]], replays: int, barrier: Any, turn: Any, results: Any) -> None:
+def work(cases: list[Case], rivals: list[list[Rival]], replays: int, barrier: Any, turn: Any, queue: Any) -> None:
     """One process: compiles everything for its cases, waits for the others, then times them in its turn."""
     everything = []
     for case, its_rivals in zip(cases, rivals, strict=True):
+        torch._dynamo.reset()
         torch.set_float32_matmul_precision(PRECISIONS[case.precision][1])
-        inputs = rotating_inputs(case)
-        ready = {rival.name: prepared(rival, case, inputs[0]) for rival in its_rivals}
+        inputs, truth = rotating_inputs(case), judge.Truth.of(case, "cuda")
+        ready = {rival.name: prepared(rival, case, inputs[0], truth) for rival in its_rivals}
         everything.append(PreparedCase(case, inputs, ready))
     barrier.wait(READY_SECONDS)
     with turn:
@@ -264,29 +201,42 @@ def work(cases: list[Case], rivals: list[list[Any]], replays: int, barrier: Any,
             torch.set_float32_matmul_precision(PRECISIONS[each.case.precision][1])
             figures = {}
             for name, rival in each.rivals.items():
-                figures[name] = measured(rival, each.inputs, replays) if isinstance(rival, Prepared) else rival
+                is_graphable = not RIVALS[name].is_released  # it reads values on the host
+                figures[name] = (
+                    measured(rival, each.inputs, replays, is_graphable=is_graphable)
+                    if isinstance(rival, Prepared)
+                    else rival
+                )
                 torch.cuda.empty_cache()
-            results.put((each.case, figures))
+            queue.put((each.case, figures))
 
 
 def entries(cases: list[Case], options: argparse.Namespace, rate: float) -> Iterator[dict[str, Any]]:
-    """The figures of every case, as they are measured."""
+    """The figures of every case, as they are measured, then those of objectives and training steps."""
+    if cases:
+        yield from loss_entries(cases, options, rate)
+    for title, steps in _whole_steps():
+        if re.search(options.only, title):
+            yield {"kind": title.split(",")[0].split()[0].lower(), "label": title, "rivals": _stepped(steps())}
+
+
+def loss_entries(cases: list[Case], options: argparse.Namespace, rate: float) -> Iterator[dict[str, Any]]:
+    """The loss alone: processes compile side by side and time in turn."""
     context = multiprocessing.get_context("spawn")
     processes = min(options.processes, len(cases))
-    barrier, turn, results = context.Barrier(processes), context.Lock(), context.Queue()
+    barrier, turn, queue = context.Barrier(processes), context.Lock(), context.Queue()
     started = []
     for index in range(processes):
         mine = cases[index::processes]
         rivals = [rivals_of(case, options.compiled, options.autotuned) for case in mine]
-        arguments = (mine, rivals, options.replays, barrier, turn, results)
-        started.append(context.Process(target=work, args=arguments))
+        started.append(context.Process(target=work, args=(mine, rivals, options.replays, barrier, turn, queue)))
         started[-1].start()
     for _ in cases:
-        case, figures = results.get(timeout=READY_SECONDS)
+        case, figures = queue.get(timeout=READY_SECONDS)
         yield {
-            "workload": case.workload.title,
-            "precision": case.precision,
-            "form": case.form,
+            "kind": "loss",
+            "case": case.facts(),
+            "label": case.label,
             "bytes": case.bytes_moved,
             "floor_seconds": case.bytes_moved / rate,
             "rivals": figures,
@@ -295,50 +245,30 @@ def entries(cases: list[Case], options: argparse.Namespace, rate: float) -> Iter
         process.join()
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument(
-        "--only", default="", help="only cases whose label (see the output) this regular expression finds"
-    )
-    found.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
-    found.add_argument("--compiled", default="", help="torch.compile only where this one does")
-    found.add_argument("--autotuned", default="", help="the same for max-autotune")
-    found.add_argument("--processes", type=int, default=8, help="processes that compile (default: 8)")
-    found.add_argument("--replays", type=int, default=20, help="graph replays per figure (default: 20)")
-    found.add_argument("--output", type=Path, default=RESULT, help="where the figures go")
-    return found
+def _whole_steps() -> Iterator[tuple[str, Callable[[], dict[str, Callable[[], object]]]]]:
+    """Titles, and what makes the steps of every rival."""
+    entrants = objective_steps.entrants()
+    for workload in OBJECTIVE_WORKLOADS:
+        losses = {entrant.name: entrant.loss(workload.classes) for entrant in entrants}
+        yield (
+            f"Objective, {workload.title}, {workload.shapes}",
+            partial(objective_steps.objective_steps, workload, losses, "cuda"),
+        )
+    for training in TRAININGS:
+        losses = {entrant.name: entrant.loss(training.classes) for entrant in entrants}
+        yield f"Training step, {training.title}", partial(training.steps, losses, "cuda")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = parser().parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser().exit(1, "benchmarks.gpu: needs a CUDA GPU\n")
-    rate = copy_rate()
-    machine = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _triton_version()}
-    document: dict[str, Any] = {"machine": {**facts(torch.get_num_threads()), **machine}, "copy_rate": rate}
-    document["figures"] = []
-    cases = [Case(*of) for of in ((w, p, f) for w in WORKLOADS for p in chosen.precisions for f in FORMS)]
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    for entry in entries([case for case in cases if re.search(chosen.only, case.label)], chosen, rate):
-        document["figures"].append(entry)
-        print("\n".join(lines(entry)), flush=True)
-        chosen.output.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def lines(entry: dict[str, Any]) -> list[str]:
-    """An entry to read: times in microseconds and as a multiple of the floor."""
-    floor = entry["floor_seconds"]
-    text = [f"{entry['workload']}, {entry['precision']}, {entry['form']}: floor {floor * 1e6:.1f} us"]
-    for name, figure in entry["rivals"].items():
-        if "seconds" in figure:
-            seconds, host = figure["seconds"], figure["host_seconds"]
-            text.append(
-                f"    {name}: {seconds * 1e6:.1f} us ({seconds / floor:.2f}x floor), forward "
-                f"{figure['forward_seconds'] * 1e6:.1f} us, host {host * 1e6:.0f} us"
-            )
-        else:
-            text += [f"    {name}: {reason.replace('_', ' ')}: {detail}" for reason, detail in figure.items()]
-    return text
+def _stepped(steps: dict[str, Callable[[], object]]) -> dict[str, Any]:
+    """Seconds until the GPU has finished a step, the host's part included, and the allocator's peak."""
+    figures: dict[str, Any] = {}
+    for name, taken in interleaved(steps, seconds=2.0, wait=torch.cuda.synchronize).items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        steps[name]()
+        torch.cuda.synchronize()
+        figures[name] = {"both": quantiles(taken), "extra_peak": torch.cuda.max_memory_allocated() - before}
+    return figures
 
 
 def _as_tuple(loss: Callable[..., Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
@@ -351,7 +281,3 @@ def _triton_version() -> str:
     except ImportError:
         return "none"
     return str(triton.__version__)
-
-
-if __name__ == "__main__":
-    main()

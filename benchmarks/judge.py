@@ -1,4 +1,4 @@
-"""The gate before the clock: a rival whose result is wrong gets no figure.
+"""The gate before the clock: a backend whose result is wrong gets no figure.
 
 The judge is the float64 reference. A rival may be as far from it as eager PyTorch in the rival's own dtype is, plus
 `TOLERANCE` roundings of that dtype: of the largest element of each result, and for the loss also of one for every row
@@ -8,12 +8,13 @@ whose KL it sums, since a KL is a difference of logarithms that need not be smal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.rivals import EAGER
+from benchmarks.cases import Case
+from benchmarks.rivals import EAGER, Rival
 from benchmarks.workloads import Inputs
 
 RESULTS = ("loss", "student_features", "student_weight", "student_bias")
@@ -22,6 +23,32 @@ TOLERANCE = 64.0
 
 class WrongResultError(AssertionError):
     """A rival is further from the float64 reference than it may be."""
+
+
+class Truth(NamedTuple):
+    """A case small enough to be judged, and what eager PyTorch and the float64 reference make of it."""
+
+    case: Case
+    inputs: Inputs
+    eager: tuple[Tensor, ...]
+    exact: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(case: Case, device: str = "cpu") -> Truth:
+        case = case.judged()
+        inputs = case.inputs(device, seed=1)
+        eager = EAGER.forward_backward(inputs, **case.options)()
+        return Truth(case, inputs, eager, exact_results(inputs, **case.options))
+
+    def verdict(self, rival: Rival) -> tuple[dict[str, Any], str]:
+        """The rival's errors, and what is wrong with them; empty where nothing is."""
+        results = rival.forward_backward(self.inputs, **self.case.options)()
+        figures: dict[str, Any] = {"errors": errors(results, self.exact)}
+        try:
+            check(results, self.eager, self.exact, summed_rows=self.case.summed_rows)
+        except WrongResultError as error:
+            return {**figures, "inexact": str(error)}, str(error)
+        return figures, ""
 
 
 def exact_results(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
@@ -41,9 +68,9 @@ def exact_results(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
 
 
 def errors(results: Sequence[Tensor], exact: Sequence[Tensor]) -> dict[str, float]:
-    """The largest error of each result as a fraction of its largest element."""
+    """The largest error of each result as a fraction of its largest element; as it is where that is 0."""
     return {
-        name: float((result.double() - right).abs().max() / right.abs().max())
+        name: float((result.double() - right).abs().max() / _largest(right))
         for name, result, right in zip(RESULTS, results, exact, strict=True)
     }
 
@@ -59,10 +86,14 @@ def check(
     measured, allowed = errors(results, exact), errors(eager, exact)
     for name, result, right in zip(RESULTS, results, exact, strict=True):
         rounding = TOLERANCE * torch.finfo(result.dtype).eps
-        tolerance = rounding * (1 + summed_rows / float(right.abs())) if name == "loss" else rounding
+        tolerance = rounding * (1 + summed_rows / _largest(right)) if name == "loss" else rounding
         if not measured[name] <= allowed[name] + tolerance:
             raise WrongResultError(
                 f"{name}: error {measured[name]:.2e} of the largest element, eager's {allowed[name]:.2e}, "
                 f"tolerance {tolerance:.2e}"
             )
     return measured
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) or 1.0

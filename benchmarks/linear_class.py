@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import time
@@ -22,8 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import memory
+from benchmarks.cases import Case
+from benchmarks.clock import exponent
 from benchmarks.machine import facts
-from benchmarks.rivals import CPP, Rival
+from benchmarks.rivals import CPP, EAGER, Rival
 from benchmarks.workloads import CUB_RESNET32X4_MOBILENETV2, Workload
 from benchmarks.workloads import FORMS as LOSS_FORMS
 from icd_kernels import gram_kl
@@ -142,22 +143,15 @@ def cub_seconds(form: str, repeats: int) -> float:
 def memory_of(classes: int, threads: int) -> dict[str, Any]:
     """Extra memory of the whole loss, ours and eager's, and ours in seconds."""
     workload = small_maps(classes)
-    ours = memory.measure(workload, "class", CPP, threads)
+    case = Case(workload, "class")
+    ours = memory.measure(case, CPP, threads)
     step_of_loss = CPP.forward_backward(workload.inputs(), **LOSS_FORMS["class"])
     return {
         "cpp": ours.extra_peak,
         "gradients": ours.gradients,
-        "eager": memory.eager_need(workload, "class"),
+        "eager": memory.needed(case, EAGER),
         "seconds": timed(step_of_loss, 3),
     }
-
-
-def exponent(points: dict[int, float]) -> float:
-    """The slope of log time over log K, by least squares."""
-    x, y = [math.log(k) for k in points], [math.log(t) for t in points.values()]
-    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return slope / sum((a - mean_x) ** 2 for a in x)
 
 
 def measure(threads: int) -> dict[str, Any]:
@@ -299,7 +293,7 @@ def section(result: dict[str, Any]) -> str:
         + ".",
         "",
         f"Fitted exponents of time in K: {slopes}. Eager stops at K = {EAGER_MOST_CLASSES:,} here; at 21,841 it needs "
-        f"{memory.EAGER_CLASS_TENSORS * 4 * result['batch'] * result['cells'] * 21841**2 / 1e9:,.0f} GB.",
+        f"{memory.CLASS_TENSORS['eager'] * 4 * result['batch'] * result['cells'] * 21841**2 / 1e9:,.0f} GB.",
         "",
         "![time against K](images/linear_class_cost.png)",
         "",

@@ -18,12 +18,14 @@ def facts(threads: int) -> dict[str, Any]:
         "cpu": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
+        "memory_gigabytes": round(_memory() / 1e9),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "icd_kernels": __version__,
         "backends": available_backends(),
-        "commit": _commit(),
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "is_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 
 
@@ -33,8 +35,11 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+def _memory() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

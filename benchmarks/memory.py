@@ -1,4 +1,4 @@
-"""Extra peak memory of a rival on the CPU: how far the process's resident set grows above the tensors it was given.
+"""Extra peak memory on the CPU: how far the process's resident set grows above the tensors a rival was given.
 
 Measured by Linux in a fresh process: the kernel keeps the highest resident set (VmHWM), which is set back to the
 present one (/proc/self/clear_refs) just before the step. Nothing is sampled, so no short peak is missed. Freed blocks
@@ -14,18 +14,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.rivals import CPU_RIVALS, EAGER, Rival
-from benchmarks.workloads import FORMS, Workload
-from icd_kernels.geometry import cell_count
-from icd_kernels.options import DEFAULT_SCALES
+from benchmarks.cases import Case, from_facts
+from benchmarks.rivals import RIVALS, Rival
 
-EAGER_CLASS_TENSORS = 5.7
-"""Tensors of B·N·K² numbers that eager PyTorch holds at once in class form, as measured where it fits."""
+ROOT = Path(__file__).parents[1]
+CLASS_TENSORS = {"eager": 5.8, "compiled": 1.8, "compiled max-autotune": 1.8}
+"""Tensors of B·N·K² numbers that plain PyTorch holds at once in class form, as measured where they fit."""
+USABLE = 0.8
+"""Of the memory that is free: what a rival may be expected to need and still be run."""
 
 
 class Memory(NamedTuple):
@@ -33,62 +35,56 @@ class Memory(NamedTuple):
 
     extra_peak: int
     gradients: int
-    is_measured: bool = True
 
 
-def measure(workload: Workload, form: str, rival: Rival, threads: int) -> Memory:
-    """The extra peak memory of one forward and backward, in float32; computed where eager PyTorch would not fit.
+def needed(case: Case, rival: Rival) -> int:
+    """Bytes the rival's Gram matrices in class form take; 0 where they are small."""
+    return int(CLASS_TENSORS.get(rival.name, 0) * case.gram_bytes)
+
+
+def fits(case: Case, rival: Rival) -> bool:
+    return needed(case, rival) < USABLE * available()
+
+
+def available() -> int:
+    """Bytes that processes may still take."""
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def measure(case: Case, rival: Rival, threads: int) -> Memory:
+    """The extra peak memory of one forward and backward.
 
     Raises:
         subprocess.CalledProcessError: the measuring process failed.
     """
-    if rival is EAGER and eager_need(workload, form) > 0.8 * _available():
-        return Memory(eager_need(workload, form), _gradient_bytes(workload), is_measured=False)
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps([workload, form, rival.name, threads])]
+    return Memory(**measured_apart("benchmarks.memory", [case.facts(), rival.name, threads]))
+
+
+def measured_apart(module: str, arguments: Any) -> Any:
+    """What `python -m module ARGUMENTS` prints in its last line, both as JSON, in a process whose memory is its own."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, env=environment, cwd=root, check=True, text=True, stdout=subprocess.PIPE)
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    command = [sys.executable, "-m", module, json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def eager_need(workload: Workload, form: str) -> int:
-    """Bytes eager PyTorch needs for its Gram matrices in class form; 0 for the others, whose Grams are small."""
-    if FORMS[form]["gram"] != "class":
-        return 0
-    return int(EAGER_CLASS_TENSORS * gram_bytes(workload))
-
-
-def gram_bytes(workload: Workload) -> int:
-    """Bytes of every image's and cell's K x K Gram matrix in float32."""
-    return 4 * workload.batch * cell_count(DEFAULT_SCALES) * workload.classes**2
-
-
-def _measure_here(workload: Workload, form: str, rival: Rival) -> Memory:
-    options = FORMS[form]
-    inputs = workload.inputs()
-    step = rival.forward_backward(inputs, **options)
-    if rival.is_compiled:
-        step()
-    else:
-        rival.forward_backward(workload.with_batch(1).inputs(), **options)()
-    before = _status("VmRSS")
+def extra_peak(step: Callable[[], object]) -> tuple[int, Any]:
+    """Bytes the resident set grows by at most during `step`, and what it returned."""
+    before = _kilobytes(Path("/proc/self/status"), "VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     results = step()
-    extra = _status("VmHWM") - before
+    return _kilobytes(Path("/proc/self/status"), "VmHWM") - before, results
+
+
+def _measure_here(case: Case, rival: Rival) -> Memory:
+    step = rival.forward_backward(case.inputs(), **case.options)
+    if rival.compile_mode:
+        step()
+    else:
+        one = case._replace(workload=case.workload.with_batch(1))
+        rival.forward_backward(one.inputs(), **case.options)()
+    extra, results = extra_peak(step)
     return Memory(extra, sum(gradient.nbytes for gradient in results[1:]))
-
-
-def _gradient_bytes(workload: Workload) -> int:
-    channels, height, width = workload.student
-    return 4 * (workload.batch * channels * height * width + workload.classes * (channels + 1))
-
-
-def _status(name: str) -> int:
-    return _kilobytes(Path("/proc/self/status"), name)
-
-
-def _available() -> int:
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
 
 
 def _kilobytes(path: Path, name: str) -> int:
@@ -100,12 +96,9 @@ def _kilobytes(path: Path, name: str) -> int:
 
 
 def main(argument: str) -> None:
-    shape, form, rival_name, threads = json.loads(argument)
+    facts, rival, threads = json.loads(argument)
     torch.set_num_threads(threads)
-    rival = next(rival for rival in CPU_RIVALS if rival.name == rival_name)
-    title, batch, teacher, student, classes = shape
-    workload = Workload(title, batch, tuple(teacher), tuple(student), classes)
-    print(json.dumps(_measure_here(workload, form, rival)._asdict()))
+    print(json.dumps(_measure_here(from_facts(facts), RIVALS[rival])._asdict()))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ class Workload(NamedTuple):
     classes: int
 
     @property
+    def shapes(self) -> str:
+        """Batch, maps and classes, to read."""
+        teacher, student = ("x".join(map(str, network)) for network in (self.teacher, self.student))
+        return f"B {self.batch}, {teacher}→{student}, K {self.classes:,}"
+
+    @property
     def slug(self) -> str:
         """The title in plain letters, for names of files and tests."""
         return self.title.replace(" ", "-").replace("→", "-")
@@ -56,12 +62,20 @@ class Workload(NamedTuple):
         return self._replace(batch=batch)
 
     def inputs(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", *, seed: int = 0
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        layout: torch.memory_format = torch.contiguous_format,
+        seed: int = 0,
     ) -> Inputs:
         """Random maps as after a ReLU, and heads that give logits of a trained network's size. Leaves require grad."""
         generator = torch.Generator().manual_seed(seed)
         student_features, student_weight, student_bias = self._network(self.student, generator)
         teacher_features, teacher_weight, teacher_bias = self._network(self.teacher, generator)
+        student_features, teacher_features = (
+            features.contiguous(memory_format=layout) for features in (student_features, teacher_features)
+        )
         inputs = Inputs(student_features, student_weight, teacher_features, teacher_weight, student_bias, teacher_bias)
         inputs = Inputs(*(tensor.to(device=device, dtype=dtype) for tensor in inputs))
         for leaf in inputs.leaves():

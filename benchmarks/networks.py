@@ -1,4 +1,4 @@
-"""ResNet32x4 and MobileNetV2 for 32 x 32 images, untrained: what a whole distillation step has to run."""
+"""ResNet32x4 and MobileNetV2 for images of 32 x 32 or 224 x 224, untrained: what a whole distillation step runs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ class Classifier(nn.Module):
         return NetworkOutput(self.head(features.mean((2, 3))), features, self.head)
 
 
-def resnet32x4(classes: int) -> Classifier:
-    """Three stages of five basic blocks of 64, 128 and 256 channels: a map of 256 x 8 x 8 (He et al., 1512.03385)."""
-    layers: list[nn.Module] = [_convolution(3, 32, 3), nn.ReLU()]
+LARGE_IMAGE = 224
+"""Images of this side are halved once more than those of 32, by both networks."""
+
+
+def resnet32x4(classes: int, side: int = 32) -> Classifier:
+    """Three stages of five basic blocks of 64, 128 and 256 channels (He et al., 1512.03385).
+
+    Its map is 256 x 8 x 8 for images of 32 x 32, and 256 x 28 x 28 for 224 x 224.
+    """
+    layers: list[nn.Module] = [_convolution(3, 32, 3, 2 if side == LARGE_IMAGE else 1), nn.ReLU()]
     inputs = 32
     for channels, stride in ((64, 1), (128, 2), (256, 2)):
         for block in range(5):
@@ -32,11 +39,23 @@ def resnet32x4(classes: int) -> Classifier:
     return Classifier(nn.Sequential(*layers), inputs, classes)
 
 
-def mobilenetv2(classes: int) -> Classifier:
-    """Half width, as distillation papers use it: a map of 1280 x 2 x 2 (Sandler et al., 1801.04381, table 2)."""
+def mobilenetv2(classes: int, side: int = 32) -> Classifier:
+    """Half width, as distillation papers use it (Sandler et al., 1801.04381, table 2).
+
+    Its map is 1280 x 2 x 2 for images of 32 x 32, and 1280 x 7 x 7 for 224 x 224.
+    """
+    first = 2 if side == LARGE_IMAGE else 1
     layers: list[nn.Module] = [_convolution(3, 16, 3, 2), nn.ReLU6()]
     inputs = 16
-    stages = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
+    stages = (
+        (1, 8, 1, 1),
+        (6, 12, 2, first),
+        (6, 16, 3, 2),
+        (6, 32, 4, 2),
+        (6, 48, 3, 1),
+        (6, 80, 3, 2),
+        (6, 160, 1, 1),
+    )
     for expansion, channels, blocks, stride in stages:
         for block in range(blocks):
             layers.append(InvertedResidual(inputs, channels, expansion, stride if block == 0 else 1))

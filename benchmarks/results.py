@@ -1,0 +1,55 @@
+"""Result files: one for each machine and commit, JSON, every figure with what decides it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+FORMAT = 2
+Document = dict[str, Any]
+
+
+def path_for(machine: dict[str, Any]) -> Path:
+    """Where a run's figures go: results/DEVICE-COMMIT.json."""
+    device = machine.get("gpu", machine["cpu"])
+    name = re.sub(r"[^a-z0-9]+", "-", f"{device} {machine['commit'][:10]}".lower()).strip("-")
+    kind = "gpu" if "gpu" in machine else "cpu"
+    return FOLDER / f"{kind}-{name}.json"
+
+
+def write(path: Path, document: Document) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"format": FORMAT, **document}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Document:
+    """A result file.
+
+    Raises:
+        ValueError: it is none, or of another format.
+    """
+    document = json.loads(path.read_text(encoding="utf-8"))
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: expected a result file of format {FORMAT}, got format {found}")
+    return document
+
+
+def newest(kind: str, folder: Path = FOLDER) -> Path | None:
+    """The newest complete file of "cpu" or "gpu", by the date in it; None where there is none."""
+    complete = [path for path in folder.glob(f"{kind}-*.json") if read(path)["settings"]["grid"] == "full"]
+    return max(complete, key=lambda path: read(path)["date"], default=None)
+
+
+def timed(entry: dict[str, Any], rival: str, part: str = "both") -> dict[str, float] | None:
+    """A rival's quantiles; None where it has no figure."""
+    return entry["rivals"].get(rival, {}).get(part)
+
+
+def seconds(entry: dict[str, Any], rival: str, part: str = "both") -> float | None:
+    """A rival's median."""
+    quantiles = timed(entry, rival, part)
+    return None if quantiles is None else quantiles["median"]
