@@ -1,8 +1,9 @@
 """The gate before the clock: a backend whose result is wrong gets no figure.
 
-The judge is the float64 reference. A rival may be as far from it as eager PyTorch in the rival's own dtype is, plus
-`TOLERANCE` roundings of that dtype: of the largest element of each result, and for the loss also of one for every row
-whose KL it sums, since a KL is a difference of logarithms that need not be small themselves.
+The judge is the float64 reference. A rival may be twice as far from it as eager PyTorch in the rival's own dtype is (an
+error is one draw, eager's too), plus `TOLERANCE` roundings of that dtype: of the largest element of each result, and
+for the loss also of one for every row whose KL it sums, since a KL is a difference of logarithms that need not be small
+themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from benchmarks.rivals import EAGER, Rival
 from benchmarks.workloads import Inputs
 
 RESULTS = ("loss", "student_features", "student_weight", "student_bias")
+EAGERS = 2.0
 TOLERANCE = 64.0
+TOLERANCE_FLOAT64 = 512.0
+"""Class form's sum linear in K is a series that is cut off at 1e-13 (docs/linear_class_gram.md)."""
 
 
 class WrongResultError(AssertionError):
@@ -85,9 +89,10 @@ def check(
     """
     measured, allowed = errors(results, exact), errors(eager, exact)
     for name, result, right in zip(RESULTS, results, exact, strict=True):
-        rounding = TOLERANCE * torch.finfo(result.dtype).eps
+        roundings = TOLERANCE_FLOAT64 if result.dtype == torch.float64 else TOLERANCE
+        rounding = roundings * torch.finfo(result.dtype).eps
         tolerance = rounding * (1 + summed_rows / _largest(right)) if name == "loss" else rounding
-        if not measured[name] <= allowed[name] + tolerance:
+        if not measured[name] <= EAGERS * allowed[name] + tolerance:
             raise WrongResultError(
                 f"{name}: error {measured[name]:.2e} of the largest element, eager's {allowed[name]:.2e}, "
                 f"tolerance {tolerance:.2e}"
