@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--compiled", default=ALL_COMPILED, help="cases that torch.compile takes part in: the same")
     run.add_argument("--autotuned", default=ONE_AUTOTUNED, help="cases that max-autotune takes part in: the same")
     run.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    run.add_argument("--seconds", type=float, default=2.0, help="CPU time per rival and part, about (default: 2)")
+    run.add_argument("--seconds", type=float, default=1.0, help="CPU time per rival and part, about (default: 1)")
     run.add_argument("--replays", type=int, default=20, help="GPU graph replays per figure (default: 20)")
     run.add_argument("--processes", type=int, default=8, help="processes that compile for a GPU (default: 8)")
     run.add_argument("--output", type=Path, help="in place of benchmarks/results/DEVICE-COMMIT.json")

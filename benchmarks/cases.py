@@ -28,7 +28,7 @@ PRECISIONS = {
 """Dtype of every tensor, and `torch.set_float32_matmul_precision`, for every rival alike."""
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-CPU_MOST_IMAGES = {21841: 32}
+CPU_MOST_IMAGES = {21841: 8}
 """Images per batch on a CPU, for heads where a whole batch of design size takes minutes."""
 
 JUDGED_IMAGES = 8

@@ -80,7 +80,7 @@ def loss_entry(case: Case, settings: Settings, rate: float) -> Entry:
         for part in ("forward", "both"):
             rival.figures[part] = quantiles(samples[f"{name}/{part}"])
     del inputs, actions
-    if settings.measures_memory:
+    if settings.measures_memory and case.sweep in ("", "classes"):
         for name, rival in ready.items():
             rival.figures.update(memory.measure(case, RIVALS[name], settings.threads)._asdict())
     return {
