@@ -1,4 +1,4 @@
-"""Distils a small CNN from a larger one on real images: no distillation, KD, and KD with iCD. See --help."""
+"""Distils a small CNN from a larger one on real images, by any method of the paper's table. See --help."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ METHODS = ("none", "kd", "icd-kd")
 EPOCHS = 3
 TINY = ["--data", "digits", "--train-images", "30", "--seeds", "2", "--epochs", str(EPOCHS)]
 TINY += ["--teacher-epochs", "3", "--threads", "1", "--device", "cpu"]
-OUTPUTS = ("metrics.jsonl", "curves.png", "grams.png", "summary.json", "table.txt")
+FIGURES = ("curves.png", "grams.png", "compare.png")
+OUTPUTS = ("metrics.jsonl", *FIGURES, "summary.json", "table.txt", "table.md")
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -79,7 +80,7 @@ def test_writes_every_output(unbroken: tuple[Path, str]) -> None:
     for name in OUTPUTS:
         assert (folder / "out" / name).stat().st_size > 0
         assert str(folder / "out" / name) in printed
-    for name in ("curves.png", "grams.png"):
+    for name in FIGURES:
         assert (folder / "out" / name).read_bytes().startswith(b"\x89PNG")
     text = (folder / "out" / "table.txt").read_text()
     assert text.strip() in printed
@@ -94,7 +95,7 @@ def test_metrics_have_one_line_an_epoch_with_the_terms_of_the_method(unbroken: t
     assert [(row["seed"], row["method"], row["epoch"]) for row in rows] == expected
     for row in rows:
         trained_on = {"none": {"ce"}, "kd": {"ce", "kd"}, "icd-kd": {"ce", "kd", "icd"}}[row["method"]]
-        assert {name for name in ("ce", "kd", "icd") if row[f"train_{name}"] is not None} == trained_on
+        assert {name for name in ("ce", "kd", "icd") if f"train_{name}" in row} == trained_on
         assert all(math.isfinite(row[f"test_{name}"]) for name in ("top1", "ce", "kd", "icd"))
         assert row["seconds_per_step"] > 0
     weight = json.loads((unbroken[0] / "out" / "summary.json").read_text())["settings"]["icd_weight"]
@@ -167,9 +168,14 @@ def in_process(unbroken: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -
         (["--epochs", "0"], r"argument --epochs: must be a whole number of 1 or more, got '0'"),
         (["--lr", "nan"], r"argument --lr: must be a finite number above 0, got 'nan'"),
         (["--lr", "fast"], r"argument --lr: must be a finite number above 0, got 'fast'"),
-        (["--methods", "kd,dkd"], r"argument --methods: must be some of none, kd, icd-kd, with commas, got 'kd,dkd'"),
+        (
+            ["--methods", "kd,at"],
+            r"argument --methods: must be all, or some of none, .*, icd-nkd, with commas, got 'kd,at'",
+        ),
         (["--scales", "1,0"], r"argument --scales: must be a whole number of 1 or more, got '0'"),
         (["--kd-weight", "1.5"], r"argument --kd-weight: must be a number from 0 to 1, got '1.5'"),
+        (["--baseline", "dkd"], r"--baseline must be one of --methods, none, kd, icd-kd, got 'dkd'"),
+        (["--methods", "sd-kd", "--scales", "2,4"], r"method sd-kd: scales must begin with 1"),
         (["--gram", "pixel"], r"argument --gram: invalid choice: 'pixel'"),
         (["--device", "tpu"], r"argument --device: must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
@@ -246,14 +252,15 @@ def test_epoch_holds_every_image_once_moved_by_at_most_max_shift() -> None:
     images[:, 0, 4, 4] = torch.arange(1.0, 51.0)
     labels = torch.arange(50)
     batches = list(data.epoch_batches(images, labels, 8, max_shift=2, seed=0, epoch=0))
-    moved, found = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    moved, found, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(found, labels[indices])
     assert torch.equal(found.sort().values, labels)
     places = moved.flatten(1).argmax(1)
     torch.testing.assert_close(moved.flatten(1).amax(1), found + 1.0)
     shifts = torch.stack((places // 9 - 4, places % 9 - 4))
     assert shifts.min() == -2
     assert shifts.max() == 2
-    _, other = next(iter(data.epoch_batches(images, labels, 8, max_shift=2, seed=0, epoch=1)))
+    _, other, _ = next(iter(data.epoch_batches(images, labels, 8, max_shift=2, seed=0, epoch=1)))
     assert not torch.equal(other, found[:8])
 
 
@@ -267,13 +274,16 @@ def test_kd_loss_is_its_definition() -> None:
 def test_teacher_map_is_larger_than_the_students() -> None:
     for size in (28, 8):
         image = torch.zeros(1, 1, size, size)
-        teacher = networks.teacher(size, 10, seed=0).features(image)
-        student = networks.student(size, 10, seed=0).features(image)
+        teacher = networks.teacher(1, size, 10, seed=0)(image).features
+        student = networks.student(1, size, 10, seed=0)(image).features
+        assert teacher is not None
+        assert student is not None
         assert all(larger > smaller for larger, smaller in zip(teacher.shape[1:], student.shape[1:], strict=True))
 
 
 def test_icd_options_reach_the_loss() -> None:
-    chosen = options.parse(["--preset", "released", "--scales", "2,1", "--temperature", "3", "--backend", "reference"])
+    arguments = ["--preset", "released", "--no-local-base", "--scales", "2,1"]
+    chosen = options.parse([*arguments, "--temperature", "3", "--backend", "reference"])
     icd = settings.make_icd(chosen, torch.device("cpu"))
     assert icd.options._asdict() == {
         "scales": (2, 1),
@@ -291,6 +301,13 @@ def test_icd_options_reach_the_loss() -> None:
 def test_quick_gives_way_to_what_is_given() -> None:
     chosen = options.parse(["--quick", "--epochs", "7"])
     assert (chosen.seeds, chosen.epochs) == (1, 7)
+
+
+def test_compare_gives_way_to_quick_and_to_what_is_given() -> None:
+    chosen = options.parse(["--compare"])
+    assert (chosen.methods, chosen.seeds, chosen.preset) == (options.METHODS, 3, "corrected")
+    chosen = options.parse(["--compare", "--quick", "--preset", "paper"])
+    assert (chosen.methods, chosen.seeds, chosen.preset) == (options.METHODS, 1, "paper")
 
 
 def test_difference_is_clear_only_beyond_its_interval() -> None:

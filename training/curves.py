@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from training.averages import standard_error
+from training.colours import colours
 from training.figure_file import write_figure
 from training.state import State
 
-COLOURS = {"none": "#7f7f7f", "kd": "#1f77b4", "icd-kd": "#d62728"}
 PANELS = (
     ("top1", "top-1 on test images (%)"),
     ("ce", "cross-entropy (nats)"),
@@ -25,11 +25,11 @@ PANELS = (
 def write_curves(path: Path, state: State, teacher_top1: float) -> None:
     """Means over the seeds, ± standard error; the test images' losses and, dashed, the training losses."""
     figure = Figure(figsize=(10, 7), layout="constrained")
+    of_method = colours(state.settings["methods"])
     for axes, (quantity, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for method in state.settings["methods"]:
-            _draw_test(axes, state, method, f"test_{quantity}")
-            if quantity != "top1":
-                _draw_training(axes, state, method, f"train_{quantity}")
+        for method, colour in of_method.items():
+            _draw_test(axes, state, method, f"test_{quantity}", colour)
+            _draw_training(axes, state, method, f"train_{quantity}", colour)
         if quantity == "top1":
             axes.axhline(teacher_top1, color="black", linestyle=":", label=f"teacher ({teacher_top1:.1f} %)")
         else:
@@ -41,7 +41,7 @@ def write_curves(path: Path, state: State, teacher_top1: float) -> None:
         axes.set(title=title, xlabel="epoch", xlim=(1, max(2, state.settings["epochs"])))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8 if len(of_method) < 6 else 6, ncols=1 if len(of_method) < 6 else 2)
     seeds = state.settings["seeds"]
     figure.suptitle(
         f"{state.settings['data']}, {state.settings['train_images']} labelled images: "
@@ -50,24 +50,25 @@ def write_curves(path: Path, state: State, teacher_top1: float) -> None:
     write_figure(figure, path)
 
 
-def _draw_test(axes: Axes, state: State, method: str, name: str) -> None:
+def _draw_test(axes: Axes, state: State, method: str, name: str, colour: str) -> None:
     epochs, values = _by_epoch(state, method, name)
     means = [mean(seeds) for seeds in values]
     errors = [standard_error(seeds) or 0.0 for seeds in values]
-    axes.plot(epochs, means, color=COLOURS[method], marker="." if len(epochs) < 10 else "", label=method)
+    axes.plot(epochs, means, color=colour, marker="." if len(epochs) < 10 else "", label=method)
     low = [value - error for value, error in zip(means, errors, strict=True)]
     high = [value + error for value, error in zip(means, errors, strict=True)]
-    axes.fill_between(epochs, low, high, color=COLOURS[method], alpha=0.2, linewidth=0)
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _draw_training(axes: Axes, state: State, method: str, name: str) -> None:
+def _draw_training(axes: Axes, state: State, method: str, name: str, colour: str) -> None:
+    """Where the method is trained on this quantity."""
     epochs, values = _by_epoch(state, method, name)
-    if values[0][0] is not None:
-        axes.plot(epochs, [mean(seeds) for seeds in values], color=COLOURS[method], linewidth=1, linestyle="--")
+    if values[0]:
+        axes.plot(epochs, [mean(seeds) for seeds in values], color=colour, linewidth=1, linestyle="--")
 
 
 def _by_epoch(state: State, method: str, name: str) -> tuple[list[int], list[list[float]]]:
-    """Epochs from 1, and each epoch's values over the seeds."""
+    """Epochs from 1, and each epoch's values over the seeds; none of what the method does not have."""
     epochs = list(range(1, state.settings["epochs"] + 1))
     rows = [row for row in state.rows if row["method"] == method]
-    return epochs, [[row[name] for row in rows if row["epoch"] == epoch] for epoch in epochs]
+    return epochs, [[row[name] for row in rows if row["epoch"] == epoch and name in row] for epoch in epochs]

@@ -1,11 +1,11 @@
-"""Real images that travel inside an installed package: no download."""
+"""Data sets as the training sees them, and the real images that travel inside an installed package: no download."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +17,91 @@ from training.seeds import generator
 TEST_SHARE = 0.4  # of every class; large, so that the test set's own sampling error stays below a point
 
 
+class Batch(NamedTuple):
+    """Some images."""
+
+    images: Tensor
+    """(B, C, H, W) float32, normalised."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: Tensor
+    """(B,) int64: positions among the images that are trained on, or in the test set."""
+
+
+class DataSet(Protocol):
+    """A training and a test set, in memory or on disk."""
+
+    @property
+    def train_labels(self) -> Tensor:
+        """(n,) int64."""
+
+    @property
+    def test_labels(self) -> Tensor: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def side(self) -> int:
+        """Height and width of an image in pixels."""
+
+    def train_batches(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+        """One epoch over the training images of these row numbers; order and changes depend on (seed, epoch) alone."""
+
+    def steps_per_epoch(self, count: int, batch_size: int) -> int:
+        """How many batches an epoch over `count` images has."""
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All test images, in their order."""
+
+    def test_images_of(self, rows: Tensor) -> Tensor:
+        """Some test images, (n, C, H, W)."""
+
+
 @dataclass(frozen=True)
 class Images:
-    """A training and a test set on one device, normalised to mean 0 and deviation 1 over the training pixels."""
+    """A data set in memory, on one device."""
 
-    train_images: Tensor  # [n, 1, H, W] float32
+    train_images: Tensor  # [n, C, H, W] float32, normalised
     train_labels: Tensor  # [n] int64
     test_images: Tensor
     test_labels: Tensor
     max_shift: int  # pixels an image may be moved by in training
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None  # in place of being moved
 
     @property
     def classes(self) -> int:
         return int(self.train_labels.max()) + 1
+
+    @property
+    def channels(self) -> int:
+        return self.train_images.shape[1]
+
+    @property
+    def side(self) -> int:
+        return self.train_images.shape[-1]
+
+    def train_batches(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+        images, labels = self.train_images[rows], self.train_labels[rows]
+        if self.augment is None:
+            yield from epoch_batches(images, labels, batch_size, self.max_shift, seed, epoch)
+            return
+        draws = generator("epoch", seed, epoch)
+        for chosen in torch.randperm(len(labels), generator=draws).to(labels.device).split(batch_size):
+            yield Batch(self.augment(images[chosen], draws), labels[chosen], chosen)
+
+    def steps_per_epoch(self, count: int, batch_size: int) -> int:
+        return -(-count // batch_size)
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        for rows in torch.arange(len(self.test_labels), device=self.test_labels.device).split(batch_size):
+            yield Batch(self.test_images_of(rows), self.test_labels[rows], rows)
+
+    def test_images_of(self, rows: Tensor) -> Tensor:
+        return self.test_images[rows]
 
 
 def load(name: str, device: torch.device) -> Images:
@@ -60,7 +132,7 @@ def balanced_subset(labels: Tensor, count: int, seed: int) -> Tensor:
 
 def epoch_batches(
     images: Tensor, labels: Tensor, batch_size: int, max_shift: int, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """One epoch in an order and with shifts that depend on (seed, epoch) alone."""
     draws = generator("epoch", seed, epoch)
     order = torch.randperm(len(labels), generator=draws)
@@ -68,17 +140,19 @@ def epoch_batches(
     order, shifts = order.to(labels.device), shifts.to(labels.device)
     for start in range(0, len(labels), batch_size):
         rows = order[start : start + batch_size]
-        yield _shifted(images[rows], shifts[:, start : start + batch_size], max_shift), labels[rows]
+        moved = _shifted(images[rows], shifts[:, start : start + batch_size], max_shift)
+        yield Batch(moved, labels[rows], rows)
 
 
 def _shifted(images: Tensor, shifts: Tensor, max_shift: int) -> Tensor:
     """Each image moved by its own (down, right) shift of 0 .. 2·max_shift, less max_shift; the edge is repeated."""
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     padded = F.pad(images, (max_shift,) * 4, mode="replicate")
     rows = shifts[0][:, None] + torch.arange(height, device=images.device)  # [n, H]
     columns = shifts[1][:, None] + torch.arange(width, device=images.device)  # [n, W]
-    image = torch.arange(count, device=images.device)[:, None, None]
-    return padded[image, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+    image = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _rows_by_class(labels: Tensor, order: Tensor) -> list[Tensor]:

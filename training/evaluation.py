@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from icd_kernels import ICDLoss, gram_kl, region_logits
-from training.data import Images
+from icd_kernels import ICDLoss, NetworkOutput, gram_kl, region_logits
+from icd_kernels.heads import head_parameters
+from training.data import DataSet
 from training.losses import kd_loss
 from training.networks import Network
 
@@ -15,45 +19,54 @@ BATCH_SIZE = 250
 MEASURES = ("test_top1", "test_ce", "test_kd", "test_icd")
 
 
+class Logits(NamedTuple):
+    """What of a network's output is compared."""
+
+    logits: Tensor
+    """(n, K)"""
+    regions: Tensor
+    """(n, K, N)"""
+
+
 class Evaluation:
     """Top-1 and the three losses on the test images. The teacher's side is computed once."""
 
-    def __init__(self, images: Images, teacher: Network, kd_temperature: float, icd: ICDLoss) -> None:
-        self.images = images.test_images
-        self.labels = images.test_labels
+    def __init__(self, data: DataSet, teacher: Network, kd_temperature: float, icd: ICDLoss) -> None:
+        self.data = data
         self.kd_temperature = kd_temperature
         self.icd = {**icd.options._asdict(), "backend": icd.backend}  # as `icd_loss` takes them
-        self.teacher = self._logits(teacher)
+        self.teacher = [logits for logits, _ in self._outputs(teacher)]
 
     @torch.no_grad()
     def __call__(self, student: Network) -> dict[str, float]:
         """Means over the test images: "test_top1" in percent, "test_ce", "test_kd", "test_icd"."""
         options = {name: option for name, option in self.icd.items() if name != "pyramid"}
-        sums = torch.zeros(4, dtype=torch.float64, device=self.images.device)
-        batches = zip(self._logits(student), self.teacher, self.labels.split(BATCH_SIZE), strict=True)
-        for (logits, regions), (teacher_logits, teacher_regions), labels in batches:
+        sums = torch.zeros(4, dtype=torch.float64, device=self.data.test_labels.device)
+        for (own, labels), teacher in zip(self._outputs(student), self.teacher, strict=True):
             means = (
-                100 * (logits.argmax(1) == labels).float().mean(),
-                F.cross_entropy(logits, labels),
-                kd_loss(logits, teacher_logits, self.kd_temperature),
-                gram_kl(regions, teacher_regions, **options),
+                100 * (own.logits.argmax(1) == labels).float().mean(),
+                F.cross_entropy(own.logits, labels),
+                kd_loss(own.logits, teacher.logits, self.kd_temperature),
+                gram_kl(own.regions, teacher.regions, **options),
             )
             sums += torch.stack(means) * len(labels)
-        return dict(zip(MEASURES, (sums / len(self.labels)).tolist(), strict=True))
+        return dict(zip(MEASURES, (sums / len(self.data.test_labels)).tolist(), strict=True))
 
     @torch.no_grad()
     def regions(self, network: Network, images: Tensor) -> Tensor:
         """Local logits (n, K, N) of some images."""
         network.eval()
-        return self._regions(network, network.features(images))
+        return self._logits(network(images)).regions
 
     @torch.no_grad()
-    def _logits(self, network: Network) -> list[tuple[Tensor, Tensor]]:
-        """Of each test batch: logits (n, K) and local logits (n, K, N)."""
+    def _outputs(self, network: Network) -> Iterator[tuple[Logits, Tensor]]:
+        """Of each test batch: the network's logits, and the labels."""
         network.eval()
-        maps = (network.features(batch) for batch in self.images.split(BATCH_SIZE))
-        return [(network.classify(features), self._regions(network, features)) for features in maps]
+        for batch in self.data.test_batches(BATCH_SIZE):
+            yield self._logits(network(batch.images)), batch.labels
 
-    def _regions(self, network: Network, features: Tensor) -> Tensor:
+    def _logits(self, output: NetworkOutput) -> Logits:
+        assert output.features is not None
+        assert output.head is not None
         options = {name: self.icd[name] for name in ("scales", "pyramid", "backend")}
-        return region_logits(features, network.head.weight, network.head.bias, **options)
+        return Logits(output.logits, region_logits(output.features, *head_parameters(output.head), **options))

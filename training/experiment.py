@@ -12,22 +12,27 @@ from torch import Tensor
 
 from icd_kernels import ICDLoss
 from training import checkpoint, data, networks
+from training.comparison import write_comparison
 from training.curves import write_curves
-from training.data import Images
+from training.data import DataSet
 from training.errors import UsageError
 from training.evaluation import Evaluation
 from training.grams import write_grams
-from training.losses import Distillation, cross_entropy
+from training.losses import CrossEntropy, Distillation, Loss
 from training.networks import Network
-from training.options import Options
+from training.options import NO_DISTILLATION, Options
 from training.progress import Progress
-from training.report import summarize, table
-from training.settings import make_device, make_icd, resolved
+from training.report import markdown_table, summarize, table
+from training.schedule import Schedule
+from training.seeds import derived_seed
+from training.settings import make_device, make_icd, make_student_objective, resolved
 from training.state import RESULT_FILES, Row, State, open_state
 from training.teacher import Teacher
-from training.trainer import Objective, Trainer
+from training.trainer import Optimization, Trainer
 
 PROBES_PER_CLASS = 2
+PROBED_CLASSES = 10
+"""At most, so that the figure of many classes can be read."""
 
 
 def run(options: Options) -> None:
@@ -49,7 +54,7 @@ def run(options: Options) -> None:
     print(f"{teacher.path}: the trained teacher, for later runs\nDone in {perf_counter() - start:.0f} s.")
 
 
-def _check_train_images(options: Options, images: Images) -> None:
+def _check_train_images(options: Options, images: DataSet) -> None:
     available = len(images.train_labels)
     if not images.classes <= options.train_images <= available:
         raise UsageError(
@@ -58,13 +63,15 @@ def _check_train_images(options: Options, images: Images) -> None:
         )
 
 
-def _write_results(state: State, images: Images, teacher_top1: float, icd: ICDLoss) -> None:
+def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDLoss) -> None:
     """Writes the table, the summary and the figures; prints the table, what it says, and where each file is."""
     folder = state.folder
     summary = summarize(state, teacher_top1)
     text = f"{table(summary)}\n\n{summary['conclusion']}\n"
     checkpoint.write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     checkpoint.write(folder / "table.txt", text)
+    checkpoint.write(folder / "table.md", f"{markdown_table(summary)}\n\n{summary['conclusion']}\n")
+    write_comparison(folder / "compare.png", summary)
     write_curves(folder / "curves.png", state, teacher_top1)
     probe_images, probe_labels = probes(images)
     write_grams(folder / "grams.png", state.probes, probe_images.cpu(), probe_labels.cpu(), icd)
@@ -76,7 +83,7 @@ def _write_results(state: State, images: Images, teacher_top1: float, icd: ICDLo
 class Experiment:
     """Every student, in the order of `plan`; `state` says how far it has come."""
 
-    def __init__(self, images: Images, teacher: Network, icd: ICDLoss, evaluation: Evaluation, state: State) -> None:
+    def __init__(self, images: DataSet, teacher: Network, icd: ICDLoss, evaluation: Evaluation, state: State) -> None:
         self.images = images
         self.teacher = teacher
         self.icd = icd
@@ -96,18 +103,17 @@ class Experiment:
         """One student from `epochs_done` to its end."""
         images, settings = self.images, self.settings
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
-        own_images, own_labels = images.train_images[rows], images.train_labels[rows]
-        student = networks.student(own_images.shape[-1], images.classes, seed).to(own_images.device)
-        steps = settings["epochs"] * -(-len(own_labels) // settings["batch_size"])
-        trainer = Trainer(student, settings["lr"], steps)
-        objective = self._objective(method)
+        student = networks.student(images.channels, images.side, images.classes, seed).to(rows.device)
+        loss = self._loss(method, student, images.train_labels[rows], seed)
+        trainer = Trainer(student, loss, Optimization(settings["lr"]), self._schedule(method))
         if epochs_done > 0 and self.state.trainer is not None:
             trainer.restore(self.state.trainer)
         elif seed == settings["seed"]:
             self._probe("before", student)
         for epoch in range(epochs_done, settings["epochs"]):
-            batches = data.epoch_batches(own_images, own_labels, settings["batch_size"], images.max_shift, seed, epoch)
-            trained = trainer.train_epoch(batches, objective)
+            torch.manual_seed(derived_seed("draws", seed, epoch))  # CRD's negatives, the same after a resumption
+            batches = images.train_batches(rows, settings["batch_size"], seed, epoch)
+            trained = trainer.train_epoch(batches, epoch + 1)
             row = make_row(method, seed, epoch + 1, trained, self.evaluation(student))
             last = epoch + 1 == settings["epochs"]
             if last and seed == settings["seed"]:
@@ -117,12 +123,17 @@ class Experiment:
             self.state.save()
             progress(row)
 
-    def _objective(self, method: str) -> Objective:
-        if method == "none":
-            return cross_entropy
+    def _schedule(self, method: str) -> Schedule:
         settings = self.settings
-        kd = (self.teacher, settings["kd_weight"], settings["kd_temperature"])
-        return Distillation(*kd) if method == "kd" else Distillation(*kd, self.icd, settings["icd_weight"])
+        steps = self.images.steps_per_epoch(settings["train_images"], settings["batch_size"])
+        warmup_epochs = settings["warmup_epochs"] if method == "ldrld" else 0
+        return Schedule(settings["epochs"], steps, warmup_epochs=warmup_epochs)
+
+    def _loss(self, method: str, student: Network, labels: Tensor, seed: int) -> Loss:
+        if method == NO_DISTILLATION:
+            return CrossEntropy()
+        channels = student.head.in_features, self.teacher.head.in_features
+        return Distillation(self.teacher, make_student_objective(method, self.settings, labels, channels, seed))
 
     def _probe(self, name: str, student: Network) -> None:
         """Keeps what the Gram figure shows."""
@@ -138,14 +149,15 @@ def plan(settings: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def make_row(method: str, seed: int, epoch: int, trained: dict[str, float], tested: dict[str, float]) -> Row:
-    """A line of metrics.jsonl. Losses are before their weights, except train_loss; null: not in the objective."""
-    terms = {f"train_{name}": trained.get(name) for name in ("loss", "ce", "kd", "icd")}
+    """A line of metrics.jsonl. "train_loss" is what is trained on; its terms, by their names, are before weights."""
+    terms = {f"train_{name}": value for name, value in trained.items() if name != "seconds_per_step"}
     timing = {"seconds_per_step": trained["seconds_per_step"]}
     return {"method": method, "seed": seed, "epoch": epoch, **terms, **tested, **timing}
 
 
-def probes(images: Images) -> tuple[Tensor, Tensor]:
-    """The first test images of every class, class by class, and their labels: (n, 1, H, W), (n,)."""
-    first = [(images.test_labels == label).nonzero().squeeze(1)[:PROBES_PER_CLASS] for label in range(images.classes)]
+def probes(images: DataSet) -> tuple[Tensor, Tensor]:
+    """The first test images of the first classes, class by class, and their labels: (n, C, H, W), (n,)."""
+    classes = range(min(images.classes, PROBED_CLASSES))
+    first = [(images.test_labels == label).nonzero().squeeze(1)[:PROBES_PER_CLASS] for label in classes]
     rows = torch.cat(first)
-    return images.test_images[rows], images.test_labels[rows]
+    return images.test_images_of(rows), images.test_labels[rows]

@@ -13,16 +13,11 @@ from torch.nn import functional as F
 
 from icd_kernels import ICDLoss, gram_kl
 from training.figure_file import write_figure
-from training.options import METHODS
 
 SHOWN_CLASS = 8
-"""The class and spatial forms show the first test image of this class; the sample form every probe image."""
+"""The class and spatial forms show the first test image of this class, or of the last probed; the sample form all."""
 
-COLUMNS = {
-    "teacher": "teacher",
-    "before": "student\nbefore training",
-    **{method: f"student after training\n{method}" for method in METHODS},
-}
+TITLES = {"teacher": "teacher", "before": "student\nbefore training"}
 ENTRIES = {"class": "class", "spatial": "cell, row by row", "sample": "test image, by class"}
 
 
@@ -32,15 +27,15 @@ def write_grams(path: Path, probes: dict[str, Tensor], images: Tensor, labels: T
     Args:
         path: the PNG.
         probes: local logits (n, K, N) of the probe images by "teacher", "before" and method.
-        images: the probe images, (n, 1, H, W).
+        images: the probe images, (n, C, H, W).
         labels: their classes, (n,).
         icd: the loss whose Gram matrices these are.
     """
     rows = slice(None)
     if icd.options.gram != "sample":
-        first = int((labels == SHOWN_CLASS).nonzero()[0])
+        first = int((labels == min(SHOWN_CLASS, int(labels.max()))).nonzero()[0])
         rows = slice(first, first + 1)
-    names = [name for name in COLUMNS if name in probes]
+    names = [*TITLES, *(name for name in probes if name not in TITLES)]
     cells = [scale * scale for scale in icd.options.scales]
     logits = {name: probes[name][rows].split(cells, dim=2) for name in names}  # by scale, each (n, K, m²)
     grams = {name: [_gram(of_scale, icd) for of_scale in logits[name]] for name in names}
@@ -49,7 +44,7 @@ def write_grams(path: Path, probes: dict[str, Tensor], images: Tensor, labels: T
     figure = Figure(figsize=(2.3 * (len(names) + 1) + 1, 2.75 * len(cells) + 0.7), layout="constrained")
     panels = figure.subplots(len(cells), len(names) + 1, squeeze=False)
     for row, scale in enumerate(icd.options.scales):
-        _draw_image(panels[row, 0], images[rows, 0][0], scale)
+        _draw_image(panels[row, 0], images[rows][0], scale)
         for axes, name in zip(panels[row, 1:], names, strict=True):
             drawn = _draw_gram(axes, grams[name][row], limit)
             lines = [ENTRIES[icd.options.gram], f"largest |entry| {float(grams[name][row].abs().max()):.3g}"]
@@ -58,7 +53,7 @@ def write_grams(path: Path, probes: dict[str, Tensor], images: Tensor, labels: T
                 lines.append(f"iCD of this scale {loss:.3g}")
             axes.set_xlabel("\n".join(lines), fontsize=8)
             if row == 0:
-                axes.set_title(COLUMNS[name], fontsize=10)
+                axes.set_title(TITLES.get(name, f"student after training\n{name}"), fontsize=10)
     label = f"Gram entry (normalize: {icd.options.normalize}); the teacher's range, beyond it clipped"
     figure.colorbar(drawn, ax=panels, shrink=0.7, extend="both", label=label)
     panels[0, 0].set_title("test image" if rows != slice(None) else "first of the\ntest images", fontsize=10)
@@ -90,9 +85,10 @@ def _loss_of_scale(student: Tensor, teacher: Tensor, scale: int, icd: ICDLoss) -
 
 
 def _draw_image(axes: Axes, image: Tensor, scale: int) -> None:
-    """An image with the scale's cells."""
-    height, width = image.shape
-    axes.imshow(image, cmap="gray", extent=(0, width, height, 0))
+    """An image (C, H, W) with the scale's cells."""
+    _, height, width = image.shape
+    shown = image[0] if len(image) == 1 else ((image - image.min()) / (image.max() - image.min())).permute(1, 2, 0)
+    axes.imshow(shown, cmap="gray", extent=(0, width, height, 0))
     for line in range(1, scale):
         axes.axhline(line * height / scale, color="#ffb000", linewidth=1)
         axes.axvline(line * width / scale, color="#ffb000", linewidth=1)

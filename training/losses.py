@@ -1,16 +1,54 @@
-"""What a student is trained on: cross-entropy, KD, and KD with iCD."""
+"""What a network is trained on: cross-entropy alone, or a method's objective against a teacher."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icd_kernels import ICDLoss
+from icd_kernels.objectives import Objective
+from training.data import Batch
 from training.networks import Network
 
 Terms = dict[str, Tensor]
-"""The loss and its parts, each a scalar before its weight: "loss", "ce", and where they are used "kd" and "icd"."""
+"""The loss as "loss", and by their names its parts, each a scalar before its weight: "ce", the base's, "icd"."""
+
+
+class Loss(Protocol):
+    """A loss of a network's batch."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What it trains and keeps besides the network: CRD's embeddings and memory; nothing, for most."""
+
+    def __call__(self, network: Network, batch: Batch, epoch: int) -> Terms: ...
+
+
+class CrossEntropy:
+    """No distillation."""
+
+    def __init__(self) -> None:
+        self.module = nn.Module()
+
+    def __call__(self, network: Network, batch: Batch, epoch: int) -> Terms:
+        loss = F.cross_entropy(network(batch.images).logits, batch.labels)
+        return {"loss": loss, "ce": loss}
+
+
+class Distillation:
+    """A method's objective against the teacher."""
+
+    def __init__(self, teacher: Network, objective: Objective) -> None:
+        self.teacher = teacher
+        self.module = objective
+
+    def __call__(self, network: Network, batch: Batch, epoch: int) -> Terms:
+        with torch.no_grad():
+            teacher = self.teacher(batch.images)
+        output = self.module(network(batch.images), teacher, batch.labels, epoch=epoch, indices=batch.indices)
+        return {"loss": output.total, **output.components}
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -18,40 +56,3 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     log_q = F.log_softmax(student_logits / temperature, dim=1)
     log_p = F.log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-
-
-def cross_entropy(network: Network, images: Tensor, labels: Tensor) -> Terms:
-    """No distillation."""
-    loss = F.cross_entropy(network(images), labels)
-    return {"loss": loss, "ce": loss}
-
-
-class Distillation:
-    """(1 - kd_weight)·CE + kd_weight·KD, plus icd_weight·iCD where there is an iCD loss."""
-
-    def __init__(
-        self,
-        teacher: Network,
-        kd_weight: float,
-        kd_temperature: float,
-        icd: ICDLoss | None = None,
-        icd_weight: float = 0.0,
-    ) -> None:
-        self.teacher = teacher
-        self.kd_weight = kd_weight
-        self.kd_temperature = kd_temperature
-        self.icd = icd
-        self.icd_weight = icd_weight
-
-    def __call__(self, student: Network, images: Tensor, labels: Tensor) -> Terms:
-        features = student.features(images)
-        logits = student.classify(features)
-        with torch.no_grad():
-            teacher_features = self.teacher.features(images)
-            teacher_logits = self.teacher.classify(teacher_features)
-        terms = {"ce": F.cross_entropy(logits, labels), "kd": kd_loss(logits, teacher_logits, self.kd_temperature)}
-        loss = (1 - self.kd_weight) * terms["ce"] + self.kd_weight * terms["kd"]
-        if self.icd is not None:
-            terms["icd"] = self.icd(features, student.head, teacher_features, self.teacher.head)
-            loss = loss + self.icd_weight * terms["icd"]
-        return {"loss": loss, **terms}

@@ -8,16 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-METHODS = ("none", "kd", "icd-kd")
+NO_DISTILLATION = "none"
+METHODS = (
+    NO_DISTILLATION,
+    "sp", "crd", "ldrld",
+    "kd", "sd-kd", "icd-kd",
+    "dkd", "sd-dkd", "icd-dkd",
+    "nkd", "sd-nkd", "icd-nkd",
+)  # fmt: skip
+"""The rows of the paper's table after its student; those of `icd_kernels.objectives`, which needs PyTorch."""
 DATA = ("mnist5k", "digits")
-PRESETS = ("paper", "released")
+PRESETS = ("paper", "released", "corrected")
 
+COMPARE: dict[str, Any] = {"methods": METHODS, "seeds": 3, "preset": "corrected", "out": Path("runs/compare")}
 QUICK: dict[str, Any] = {"seeds": 1, "epochs": 4, "teacher_epochs": 2}
 
 DESCRIPTION = """\
-Distils a small CNN from a larger one on real images, three ways: with no distillation, with KD, and with KD and iCD.
-The teacher is trained once on all training images and kept; the student sees --train-images labelled ones, over
-several seeds. Prints a table and writes metrics.jsonl, curves.png, grams.png, summary.json and table.txt to --out."""
+Distils a small CNN from a larger one on real images, by every method that is asked for: with no distillation, KD, and
+KD with iCD, or with --compare all of the paper's table. The teacher is trained once on all training images and kept;
+the student sees --train-images labelled ones, over several seeds. Prints a table, judges every method against
+--baseline, and writes metrics.jsonl, summary.json, table.txt, table.md, compare.png, curves.png and grams.png to
+--out."""
 
 EPILOG = """\
 Stopping and going on: Ctrl-C or a kill loses at most the epoch under way. The same command with --resume goes on and
@@ -26,7 +37,7 @@ already holds a run is left alone, with an error."""
 
 
 class Options(argparse.Namespace):
-    """The options as they were given or by default. None: the preset of the loss decides."""
+    """The options as they were given or by default. None: what it is then depends on others; the help says how."""
 
     data: str
     train_images: int
@@ -40,8 +51,14 @@ class Options(argparse.Namespace):
     teacher_lr: float
     teacher_seed: int
     cache: Path
+    baseline: str | None
     kd_weight: float
     kd_temperature: float
+    dkd_beta: float
+    crd_negatives: int
+    ramp_epochs: int | None
+    warmup_epochs: int | None
+    local_base: bool | None
     preset: str
     gram: str | None
     pyramid: str | None
@@ -55,6 +72,7 @@ class Options(argparse.Namespace):
     resume: bool
     overwrite: bool
     quick: bool
+    compare: bool
     device: str
     threads: int
 
@@ -63,8 +81,9 @@ def parse(arguments: list[str] | None = None) -> Options:
     """The options of a command line. A wrong one ends the program with its name, what it takes and what came."""
     parser = make_parser()
     options = parser.parse_args(arguments, namespace=Options())
-    if options.quick:
-        parser.set_defaults(**QUICK)
+    if options.compare or options.quick:
+        parser.set_defaults(**(COMPARE if options.compare else {}))
+        parser.set_defaults(**(QUICK if options.quick else {}))
         options = parser.parse_args(arguments, namespace=Options())
     return options
 
@@ -76,8 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_student(parser.add_argument_group("data and students"))
     _add_teacher(parser.add_argument_group("teacher"))
-    _add_kd(parser.add_argument_group("KD: (1 - kd-weight)·CE + kd-weight·KD"))
-    _add_icd(parser.add_argument_group("iCD: icd-weight·iCD is added to the KD objective"))
+    _add_methods(parser.add_argument_group("methods other than iCD"))
+    _add_icd(parser.add_argument_group("iCD: icd-weight·iCD is added to the objective of KD, DKD or NKD"))
     _add_run(parser.add_argument_group("the run"))
     return parser
 
@@ -102,9 +121,17 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
     add(
         "--methods",
         type=_methods,
-        default=METHODS,
+        default=(NO_DISTILLATION, "kd", "icd-kd"),
         metavar="LIST",
-        help="how students are trained, with commas: none (cross-entropy), kd, icd-kd (default: none,kd,icd-kd)",
+        help="how students are trained, with commas: none (cross-entropy), sp, crd, ldrld; kd, dkd, nkd, and each of "
+        "these on local logits, sd-*, and with iCD, icd-*; or all (default: none,kd,icd-kd; all with --compare)",
+    )
+    add(
+        "--baseline",
+        choices=METHODS,
+        metavar="METHOD",
+        help="the one of --methods that the others are judged against, seed by seed at 95 %% (default: kd where it is "
+        "among them, else the first)",
     )
     add(
         "--seeds",
@@ -112,7 +139,7 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
         default=5,
         metavar="N",
         help="students of each method; one seed gives every method the same images, start and order "
-        "(default: %(default)s seeds)",
+        "(default: 5 seeds; 3 with --compare)",
     )
     add("--seed", type=_natural, default=0, metavar="N", help="first of the --seeds in a row (default: %(default)s)")
     add(
@@ -153,15 +180,50 @@ def _add_teacher(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_kd(group: argparse._ArgumentGroup) -> None:
+def _add_methods(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
-    add("--kd-weight", type=_share, default=0.9, metavar="X", help="0 to 1; CE gets the rest (default: %(default)s)")
+    add(
+        "--kd-weight",
+        type=_share,
+        default=0.9,
+        metavar="X",
+        help="kd, sd-kd, icd-kd: the factor of KD, 0 to 1; CE gets the rest (default: %(default)s)",
+    )
     add(
         "--kd-temperature",
         type=_positive,
         default=4.0,
         metavar="T",
-        help="KD is T²·KL(teacher ‖ student) of the logits divided by T (default: %(default)s)",
+        help="of the same: KD is T²·KL(teacher ‖ student) of the logits divided by T (default: %(default)s)",
+    )
+    add(
+        "--dkd-beta",
+        type=_non_negative,
+        default=2.0,
+        metavar="X",
+        help="dkd, sd-dkd, icd-dkd: the factor of the classes other than the true one (default: %(default)s)",
+    )
+    add(
+        "--ramp-epochs",
+        type=_natural,
+        metavar="N",
+        help="DKD and NKD in all three forms: epochs over which their factor grows to itself; 0 is none (default: a "
+        "twelfth of --epochs, as the authors' 20 of 240)",
+    )
+    add(
+        "--warmup-epochs",
+        type=_natural,
+        metavar="N",
+        help="ldrld: epochs over which the learning rate grows to itself; 0 is none (default: a twelfth of --epochs, "
+        "as the authors' 20 of 240)",
+    )
+    add(
+        "--crd-negatives",
+        type=_positive_int,
+        default=16384,
+        metavar="N",
+        help="crd: images each one is contrasted with; at most those of other classes that there are "
+        "(default: %(default)s)",
     )
 
 
@@ -171,16 +233,27 @@ def _add_icd(group: argparse._ArgumentGroup) -> None:
         "--preset",
         choices=PRESETS,
         default="paper",
-        help="where the options below start from. paper: gram class, pyramid adaptive, normalize none, temperature 4; "
-        "released (the authors' code): gram spatial, pyramid nested, normalize l2, temperature 2 "
-        "(default: %(default)s)",
+        help="where the options below start from. paper: gram class, pyramid adaptive, normalize none, temperature 4, "
+        "beside a base on global logits; released (the authors' code): gram spatial, pyramid nested, normalize l2, "
+        "temperature 2, beside a base on local logits; corrected: released with pyramid adaptive "
+        "(default: paper; corrected with --compare)",
+    )
+    add(
+        "--local-base",
+        action=argparse.BooleanOptionalAction,
+        help="whether the base beside iCD is SD-* on local logits, or the plain one on global logits "
+        "(default: the preset's)",
     )
     add(
         "--gram",
         choices=("class", "spatial", "sample"),
         help="which Gram matrices are compared (default: the preset's)",
     )
-    add("--pyramid", choices=("adaptive", "nested"), help="how coarse cells are pooled (default: the preset's)")
+    add(
+        "--pyramid",
+        choices=("adaptive", "nested"),
+        help="how coarse cells are pooled, for SD-* too (default: the preset's)",
+    )
     add(
         "--normalize",
         choices=("none", "l2", "zscore"),
@@ -194,7 +267,8 @@ def _add_icd(group: argparse._ArgumentGroup) -> None:
         "--scales",
         type=_list_of(_positive_int),
         metavar="LIST",
-        help="a scale m compares m x m cells of the maps; with commas (default: 1,2,4)",
+        help="a scale m compares m x m cells of the maps; with commas; SD-* too, where it has to begin with 1 "
+        "(default: 1,2,4)",
     )
     add(
         "--scale-weights",
@@ -206,8 +280,8 @@ def _add_icd(group: argparse._ArgumentGroup) -> None:
         "--icd-weight",
         type=_non_negative,
         metavar="X",
-        help="the factor of iCD in the objective (default: 0.03 with normalize none, 1 with l2 or zscore, 2 with the "
-        "released preset as the authors' code has it)",
+        help="the factor of iCD in the objective (default: 0.03 with normalize none, 1 with l2 or zscore; 2 with the "
+        "presets released and corrected, as the authors' code has it)",
     )
     add(
         "--backend",
@@ -219,7 +293,19 @@ def _add_icd(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
-    add("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="results (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="FOLDER",
+        help="results (default: runs/demo; runs/compare with --compare)",
+    )
+    add(
+        "--compare",
+        action="store_true",
+        help="every method of the paper's table beside no distillation: --methods all --seeds 3 --preset corrected "
+        "--out runs/compare, unless they are given (default: off)",
+    )
     add(
         "--quick",
         action="store_true",
@@ -303,9 +389,9 @@ def _list_of(item: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
+    chosen = METHODS if text == "all" else tuple(text.split(","))
     if not set(chosen) <= set(METHODS) or len(set(chosen)) < len(chosen):
-        raise argparse.ArgumentTypeError(f"must be some of {', '.join(METHODS)}, with commas, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be all, or some of {', '.join(METHODS)}, with commas, got {text!r}")
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""What a run found: the summary, the table and one sentence."""
+"""What a run found: the summary, the tables and what they say of the differences."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import icd_kernels
 from training.averages import difference, standard_error
 from training.state import Row, State
 
-TERMS = ("ce", "kd", "icd")
-PAIRS = (("kd", "none"), ("icd-kd", "none"), ("icd-kd", "kd"))
+COLUMNS = ("train_ce", "train_base", "train_icd", "test_ce", "test_kd", "test_icd")
+OTHER_TERMS = ("train_loss", "train_ce", "train_icd")
+"""Of a row's training terms those that are not the method's base."""
+
+Summary = dict[str, Any]
 
 
-def summarize(state: State, teacher_top1: float) -> dict[str, Any]:
-    """The numbers of the table by method, over the seeds, from each student's last epoch."""
+def summarize(state: State, teacher_top1: float) -> Summary:
+    """The numbers of the tables by method, over the seeds, from each student's last epoch."""
     methods = {method: _method_summary(method, state) for method in state.settings["methods"]}
+    baseline = state.settings["baseline"]
     differences = [
-        {"method": method, "against": other, **difference(methods[method]["top1"], methods[other]["top1"])._asdict()}
-        for method, other in PAIRS
-        if method in methods and other in methods
+        {
+            "method": method,
+            "against": baseline,
+            **difference(numbers["top1"], methods[baseline]["top1"])._asdict(),
+        }
+        for method, numbers in methods.items()
+        if method != baseline
     ]
     return {
         "teacher_top1": teacher_top1,
@@ -33,19 +41,37 @@ def summarize(state: State, teacher_top1: float) -> dict[str, Any]:
     }
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(summary: Summary) -> str:
     """The results as text, 82 columns wide."""
     lines = [
         "                top-1, %    seconds   losses, last epoch      losses, test images",
-        "method      mean ± s. e.   per step     ce      kd     icd      ce      kd     icd",
+        "method      mean ± s. e.   per step     ce    base     icd      ce      kd     icd",
         f"{'teacher':8}  {summary['teacher_top1']:6.2f}",
     ]
     for method, numbers in summary["methods"].items():
-        terms = [numbers[f"{part}_{term}"] for part in ("train", "test") for term in TERMS]
-        losses = "".join(f"{'-' if term is None else _short(term):>8}" for term in terms)
+        losses = "".join(f"{'-' if numbers[name] is None else _short(numbers[name]):>8}" for name in COLUMNS)
         lines.append(f"{method:8}  {_top1(numbers):14} {numbers['seconds_per_step']:9.4f}{losses}")
-    seeds = summary["settings"]["seeds"]
-    lines.append(f"Means over {seeds} seed{'s' if seeds > 1 else ''}. Losses before their weights; -: not trained on.")
+    lines.append(
+        f"Means over {_seeds(summary['settings'])}. Losses before their weights; -: not trained on. base: the method's "
+        "own term,\non local logits for sd-*, and for icd-* with --local-base."
+    )
+    return "\n".join(lines)
+
+
+def markdown_table(summary: Summary) -> str:
+    """The top-1 of every method and its difference from the baseline, as Markdown."""
+    baseline = summary["settings"]["baseline"]
+    differences = {pair["method"]: pair for pair in summary["top1_differences"]}
+    lines = [
+        f"| method | top-1 (%), mean ± s. e. | less {baseline}, points | at 95 % |",
+        "|---|---|---|---|",
+        f"| teacher | {summary['teacher_top1']:.2f} | | |",
+    ]
+    for method, numbers in summary["methods"].items():
+        cells = ["", ""]
+        if method in differences:
+            cells = [_points(differences[method]), _judgement(differences[method])]
+        lines.append(f"| {' | '.join([method, _top1(numbers).strip(), *cells])} |")
     return "\n".join(lines)
 
 
@@ -53,44 +79,64 @@ def _method_summary(method: str, state: State) -> dict[str, Any]:
     rows = [row for row in state.rows if row["method"] == method]
     last = [row for row in rows if row["epoch"] == state.settings["epochs"]]
     top1 = [row["test_top1"] for row in last]
+    base = next((name for name in last[0] if name.startswith("train_") and name not in OTHER_TERMS), None)
+    names = dict(zip(COLUMNS, COLUMNS, strict=True)) | {"train_base": base}
     return {
         "top1": top1,
         "top1_mean": mean(top1),
         "top1_standard_error": standard_error(top1),
         "seconds_per_step": median(row["seconds_per_step"] for row in rows),
-        **{f"{part}_{term}": _mean_term(last, f"{part}_{term}") for part in ("train", "test") for term in TERMS},
+        "base": None if base is None else base.removeprefix("train_"),
+        **{column: _mean_term(last, name) for column, name in names.items()},
     }
 
 
-def _mean_term(rows: list[Row], name: str) -> float | None:
-    return None if rows[0][name] is None else mean(row[name] for row in rows)
+def _mean_term(rows: list[Row], name: str | None) -> float | None:
+    return None if name not in rows[0] else mean(row[name] for row in rows)
 
 
 def _conclusion(settings: dict[str, Any], methods: dict[str, Any], differences: list[dict[str, Any]]) -> str:
-    """What the top-1 numbers say, in one sentence."""
-    seeds = settings["seeds"]
-    start = f"With {settings['train_images']} labelled images and {seeds} seed{'s' if seeds > 1 else ''}"
-    if seeds == 1 or not differences:
+    """What the top-1 numbers say, in a sentence or two."""
+    start = f"With {settings['train_images']} labelled images and {_seeds(settings)}"
+    if settings["seeds"] == 1 or not differences:
         reached = ", ".join(f"{method} {_top1(numbers).strip()} %" for method, numbers in methods.items())
-        caution = "; one seed cannot say which method is better" if seeds == 1 and differences else ""
+        caution = "; one seed cannot say which method is better" if settings["seeds"] == 1 and differences else ""
         return f"{start}, top-1 is {reached}{caution}."
-    said = [_difference_said(pair) for pair in differences]
-    listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])}, and {said[-1]}"
-    return (
-        f"{start}, {listed} (points of top-1: mean ± standard error of the differences seed by seed, judged at 95 %)."
+    said = []
+    for judgement in ("better", "worse", "not told apart"):
+        named = [f"{pair['method']} ({_points(pair)})" for pair in differences if _judgement(pair) == judgement]
+        if named:
+            said.append(f"{judgement}: {', '.join(named)}")
+    conclusion = (
+        f"{start}, against {settings['baseline']}, {'; '.join(said)} (points of top-1: mean ± standard error of the "
+        "differences seed by seed, judged at 95 %)."
     )
+    if len(differences) > 2:
+        conclusion += (
+            f" Each is judged by itself: of {len(differences)} methods equal to {settings['baseline']}, "
+            f"{0.05 * len(differences):.2g} would be called better or worse on average."
+        )
+    return conclusion
 
 
-def _difference_said(pair: dict[str, Any]) -> str:
-    points = f"{pair['mean']:+.2f} ± {pair['standard_error']:.2f}"
+def _judgement(pair: dict[str, Any]) -> str:
     if not pair["clear"]:
-        return f"{pair['method']} and {pair['against']} cannot be told apart ({points})"
-    return f"{pair['method']} is {'better' if pair['mean'] > 0 else 'worse'} than {pair['against']} ({points})"
+        return "not told apart"
+    return "better" if pair["mean"] > 0 else "worse"
+
+
+def _points(pair: dict[str, Any]) -> str:
+    error = pair["standard_error"]
+    return f"{pair['mean']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _top1(numbers: dict[str, Any]) -> str:
     error = numbers["top1_standard_error"]
     return f"{numbers['top1_mean']:6.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def _seeds(settings: dict[str, Any]) -> str:
+    return f"{settings['seeds']} seed{'s' if settings['seeds'] > 1 else ''}"
 
 
 def _short(value: float) -> str:

@@ -1,18 +1,29 @@
-"""From the options to what is really run: the device, the loss, and every value that the numbers depend on."""
+"""From the options to what is really run: the device, the objectives, and every value that the numbers depend on."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from icd_kernels import BackendUnavailableError, ICDLoss
 from icd_kernels.backends import choose
+from icd_kernels.objectives import Objective, make_objective
 from training.errors import UsageError
-from training.options import Options
+from training.options import NO_DISTILLATION, Options
+from training.seeds import derived_seed
 
-_PRESETS = {"paper": ICDLoss.paper, "released": ICDLoss.released}
+_RELEASED = {"gram": "spatial", "normalize": "l2", "temperature": 2.0, "weight": 2.0}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"gram": "class", "pyramid": "adaptive", "normalize": "none"},
+    "released": {**_RELEASED, "pyramid": "nested"},
+    "corrected": {**_RELEASED, "pyramid": "adaptive"},
+}
 _PRESET_OVERRIDES = ("gram", "pyramid", "normalize", "temperature", "scales", "scale_weights")
+
+SCALED_EPOCHS = 20 / 240
+"""The share of a training over which the authors' DKD and NKD ramp up and LDRLD's learning rate warms up."""
 
 
 def make_device(options: Options) -> torch.device:
@@ -33,7 +44,7 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
     overrides = {name: getattr(options, name) for name in _PRESET_OVERRIDES if getattr(options, name) is not None}
     try:
         backend = choose(options.backend, device.type).name
-        return _PRESETS[options.preset](**overrides, backend=backend, weight=1.0)
+        return ICDLoss(**{**_PRESETS[options.preset], **overrides, "backend": backend, "weight": 1.0})
     except BackendUnavailableError as error:
         raise UsageError(f"--backend: {error}") from error
     except ValueError as error:
@@ -42,22 +53,92 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
 
 def resolved(options: Options, icd: ICDLoss, device: torch.device) -> dict[str, Any]:
     """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only."""
-    same = ("data", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
-    teacher = ("teacher_epochs", "teacher_lr", "teacher_seed", "kd_weight", "kd_temperature")
-    return {
-        **{name: getattr(options, name) for name in (*same, *teacher)},
+    student = ("data", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
+    teacher = ("teacher_epochs", "teacher_lr", "teacher_seed")
+    objectives = ("kd_weight", "kd_temperature", "dkd_beta", "crd_negatives")
+    share = max(1, round(SCALED_EPOCHS * options.epochs))
+    settings = {
+        **{name: getattr(options, name) for name in (*student, *teacher, *objectives)},
         **{name: getattr(icd.options, name) for name in _PRESET_OVERRIDES},
         "icd_weight": _icd_weight(options, icd),
+        "local_base": options.preset != "paper" if options.local_base is None else options.local_base,
+        "ramp_epochs": share if options.ramp_epochs is None else options.ramp_epochs,
+        "warmup_epochs": share if options.warmup_epochs is None else options.warmup_epochs,
+        "baseline": _baseline(options),
         "backend": icd.backend,
         "device": str(device),
         "threads": options.threads,
     }
+    _check_objectives(settings)
+    return settings
+
+
+def make_student_objective(
+    method: str, settings: dict[str, Any], labels: Tensor, channels: tuple[int, int], seed: int
+) -> Objective:
+    """The objective of a method; what CRD draws of its own depends on the seed alone.
+
+    Args:
+        method: one of the objectives' METHODS.
+        settings: as `resolved`.
+        labels: of the images a student is trained on, (n,).
+        channels: of the student's and the teacher's map.
+        seed: the student's.
+    """
+    chosen = _objective_options(method, settings)
+    if method == "crd":
+        sizes = {"student_channels": channels[0], "teacher_channels": channels[1], "dataset_size": len(labels)}
+        chosen.update(sizes, labels=labels.cpu())
+    classes = int(labels.max()) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("objective", seed))
+        return make_objective(method, num_classes=classes, backend=settings["backend"], **chosen).to(labels.device)
+
+
+def _objective_options(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the settings say of a method, by the names of `make_objective`."""
+    family, _, base = method.rpartition("-")
+    chosen: dict[str, Any] = {}
+    if base == "kd":
+        share = settings["kd_weight"]
+        chosen.update(ce_weight=1 - share, base_weight=share, temperature=settings["kd_temperature"])
+    if base in ("dkd", "nkd"):
+        chosen.update(ramp_epochs=settings["ramp_epochs"])
+    if base == "dkd":
+        chosen.update(beta=settings["dkd_beta"])
+    if base == "crd":
+        chosen.update(num_negatives=settings["crd_negatives"])
+    if family:
+        chosen.update(scales=settings["scales"], pyramid=settings["pyramid"])
+    if family == "icd":
+        same = ("gram", "normalize", "scale_weights", "icd_weight", "local_base")
+        chosen.update({name: settings[name] for name in same}, icd_temperature=settings["temperature"])
+    return chosen
+
+
+def _check_objectives(settings: dict[str, Any]) -> None:
+    """Builds every method once, for a wrong option to be told before the teacher is trained."""
+    for method in settings["methods"]:
+        try:
+            if method != NO_DISTILLATION:
+                make_student_objective(method, settings, torch.tensor([0, 1]), (1, 1), seed=0)
+        except ValueError as error:
+            raise UsageError(f"method {method}: {error}") from error
 
 
 def _icd_weight(options: Options, icd: ICDLoss) -> float:
     """--icd-weight, or what brings the term to the size of the KD term."""
     if options.icd_weight is not None:
         return options.icd_weight
-    if options.preset == "released":
-        return ICDLoss.released().weight
+    if options.preset != "paper":
+        return _RELEASED["weight"]  # type: ignore[return-value]  # beside strings
     return 0.03 if icd.options.normalize == "none" else 1.0
+
+
+def _baseline(options: Options) -> str:
+    """--baseline, or kd where it is among the methods, or the first."""
+    if options.baseline is None:
+        return "kd" if "kd" in options.methods else options.methods[0]
+    if options.baseline not in options.methods:
+        raise UsageError(f"--baseline must be one of --methods, {', '.join(options.methods)}, got {options.baseline!r}")
+    return options.baseline

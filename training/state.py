@@ -19,7 +19,9 @@ RESULT_FILES = {
     "curves.png": "top-1 and losses over the epochs",
     "grams.png": "Gram matrices of teacher and student, before and after training",
     "summary.json": "the table's numbers and more, with all settings",
+    "compare.png": "the methods' top-1 beside each other",
     "table.txt": "the table above",
+    "table.md": "the table in Markdown, with the differences from the baseline",
 }
 
 Row = dict[str, Any]

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from training import checkpoint, networks
-from training.data import Images, epoch_batches
-from training.losses import cross_entropy
+from training.data import DataSet
+from training.losses import CrossEntropy
 from training.networks import Network
-from training.trainer import Trainer
+from training.schedule import Schedule
+from training.trainer import Optimization, Trainer
 
 BATCH_SIZE = 64
 
@@ -25,14 +26,14 @@ class Teacher:
     SETTINGS = ("data", "teacher_epochs", "teacher_lr", "teacher_seed", "device", "threads")
     """All of a run's settings that its numbers depend on."""
 
-    def __init__(self, images: Images, settings: dict[str, Any], folder: Path, device: torch.device) -> None:
+    def __init__(self, images: DataSet, settings: dict[str, Any], folder: Path, device: torch.device) -> None:
         self.images = images
         self.settings = {name: settings[name] for name in self.SETTINGS}
         self.epochs: int = settings["teacher_epochs"]
         self.seed: int = settings["teacher_seed"]
-        self.network = networks.teacher(images.train_images.shape[-1], images.classes, self.seed).to(device)
-        steps = self.epochs * -(-len(images.train_labels) // BATCH_SIZE)
-        self.trainer = Trainer(self.network, settings["teacher_lr"], steps)
+        self.network = networks.teacher(images.channels, images.side, images.classes, self.seed).to(device)
+        schedule = Schedule(self.epochs, images.steps_per_epoch(len(images.train_labels), BATCH_SIZE))
+        self.trainer = Trainer(self.network, CrossEntropy(), Optimization(settings["teacher_lr"]), schedule)
         self.path = folder / f"teacher-{settings['data']}-{_key(self.settings, self.network)}.pt"
         self.epochs_done = 0
         if self.path.exists():
@@ -42,13 +43,11 @@ class Teacher:
 
     def finish(self, progress: Callable[[int], None]) -> Network:
         """Trains what is left; `progress` is told each finished epoch. Returns the network, frozen."""
-        images = self.images
+        every_row = torch.arange(len(self.images.train_labels), device=self.images.train_labels.device)
         while self.epochs_done < self.epochs:
-            batches = epoch_batches(
-                images.train_images, images.train_labels, BATCH_SIZE, images.max_shift, self.seed, self.epochs_done
-            )
-            self.trainer.train_epoch(batches, cross_entropy)
+            batches = self.images.train_batches(every_row, BATCH_SIZE, self.seed, self.epochs_done)
             self.epochs_done += 1
+            self.trainer.train_epoch(batches, self.epochs_done)
             saved = {"settings": self.settings, "epochs_done": self.epochs_done, "trainer": self.trainer.state()}
             checkpoint.save(self.path, saved)
             progress(self.epochs_done)

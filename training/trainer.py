@@ -3,65 +3,92 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LambdaLR
 
+from training.data import Batch
 from training.errors import UsageError
-from training.losses import Terms
+from training.losses import Loss
 from training.networks import Network
+from training.schedule import Schedule
 
 MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
 
-Objective = Callable[[Network, Tensor, Tensor], Terms]
+
+class Optimization(NamedTuple):
+    """SGD with momentum 0.9."""
+
+    learning_rate: float
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    clip: float | None = None
+    """The largest norm of all gradients together."""
 
 
 class Trainer:
-    """A network with its optimizer (SGD, momentum 0.9, weight decay 5e-4) and cosine schedule down to 0."""
+    """A network and its loss with their optimizer and schedule."""
 
-    def __init__(self, network: Network, learning_rate: float, steps: int) -> None:
+    def __init__(self, network: Network, loss: Loss, optimization: Optimization, schedule: Schedule) -> None:
         self.network = network
+        self.loss = loss
+        self.clip = optimization.clip
+        self.parameters = [*network.parameters(), *loss.module.parameters()]
         self.optimizer = SGD(
-            network.parameters(), lr=learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+            self.parameters,
+            lr=optimization.learning_rate,
+            momentum=MOMENTUM,
+            weight_decay=optimization.weight_decay,
+            nesterov=optimization.nesterov,
         )
-        self.schedule = CosineAnnealingLR(self.optimizer, T_max=steps)
+        self.schedule = LambdaLR(self.optimizer, schedule.factor)
 
-    def train_epoch(self, batches: Iterable[tuple[Tensor, Tensor]], objective: Objective) -> dict[str, float]:
-        """Trains on every batch. Returns the means of the objective's terms, and "seconds_per_step"."""
+    def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
+        """Trains on every batch; epochs count from 1. Returns the means of the loss's terms, and "seconds_per_step"."""
         self.network.train()
+        self.loss.module.train()
         start = perf_counter()
         sums: dict[str, Tensor] = {}
         steps = images_seen = 0
-        for images, labels in batches:
-            terms = objective(self.network, images, labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            self.optimizer.step()
-            self.schedule.step()
+        for batch in batches:
+            terms = self.loss(self.network, batch, epoch)
+            self._step(terms["loss"])
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach() * len(labels)
+                sums[name] = sums.get(name, 0) + term.detach() * len(batch.labels)
             steps += 1
-            images_seen += len(labels)
+            images_seen += len(batch.labels)
         means = {name: float(total) / images_seen for name, total in sums.items()}  # the epoch's only wait for the GPU
         seconds = perf_counter() - start
         if not all(math.isfinite(mean) for mean in means.values()):
-            raise UsageError(f"the training loss is no longer finite ({means}): lower --lr or --icd-weight")
+            raise UsageError(
+                f"the training loss is no longer finite ({means}): lower --lr or --icd-weight, or set --clip"
+            )
         return {**means, "seconds_per_step": seconds / steps}
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.schedule.step()
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on."""
         return {
             "network": self.network.state_dict(),
+            "loss": self.loss.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        self.loss.module.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
