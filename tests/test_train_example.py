@@ -274,8 +274,8 @@ def test_kd_loss_is_its_definition() -> None:
 def test_teacher_map_is_larger_than_the_students() -> None:
     for size in (28, 8):
         image = torch.zeros(1, 1, size, size)
-        teacher = networks.teacher(1, size, 10, seed=0)(image).features
-        student = networks.student(1, size, 10, seed=0)(image).features
+        teacher = networks.make("small", "teacher", 1, size, 10, seed=0)(image).features
+        student = networks.make("small", "student", 1, size, 10, seed=0)(image).features
         assert teacher is not None
         assert student is not None
         assert all(larger > smaller for larger, smaller in zip(teacher.shape[1:], student.shape[1:], strict=True))

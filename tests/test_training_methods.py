@@ -153,7 +153,7 @@ def test_schedules() -> None:
 
 
 def test_gradients_are_clipped_together() -> None:
-    network = networks.student(1, 8, 10, seed=0)
+    network = networks.make("small", "student", 1, 8, 10, seed=0)
     trainer = Trainer(network, CrossEntropy(), Optimization(1.0, 0.0, False, clip=0.001), Schedule(1, 1))
     before = [parameter.detach().clone() for parameter in network.parameters()]
     batch = Batch(torch.randn(4, 1, 8, 8), torch.arange(4), torch.arange(4))

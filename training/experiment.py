@@ -103,7 +103,8 @@ class Experiment:
         """One student from `epochs_done` to its end."""
         images, settings = self.images, self.settings
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
-        student = networks.student(images.channels, images.side, images.classes, seed).to(rows.device)
+        shape = images.channels, images.side, images.classes
+        student = networks.make(settings["student"], "student", *shape, seed).to(rows.device)
         loss = self._loss(method, student, images.train_labels[rows], seed)
         trainer = Trainer(student, loss, Optimization(settings["lr"]), self._schedule(method))
         if epochs_done > 0 and self.state.trainer is not None:

@@ -18,15 +18,19 @@ METHODS = (
 )  # fmt: skip
 """The rows of the paper's table after its student; those of `icd_kernels.objectives`, which needs PyTorch."""
 DATA = ("mnist5k", "digits")
+SMALL = "small"
+NETWORKS = (
+    SMALL, "resnet32x4", "resnet50", "wrn-40-2", "vgg13", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
+)  # fmt: skip
 PRESETS = ("paper", "released", "corrected")
 
 COMPARE: dict[str, Any] = {"methods": METHODS, "seeds": 3, "preset": "corrected", "out": Path("runs/compare")}
 QUICK: dict[str, Any] = {"seeds": 1, "epochs": 4, "teacher_epochs": 2}
 
 DESCRIPTION = """\
-Distils a small CNN from a larger one on real images, by every method that is asked for: with no distillation, KD, and
-KD with iCD, or with --compare all of the paper's table. The teacher is trained once on all training images and kept;
-the student sees --train-images labelled ones, over several seeds. Prints a table, judges every method against
+Distils a small network from a larger one on real images, by every method that is asked for: with no distillation, KD,
+and KD with iCD, or with --compare all of the paper's table. The teacher is trained once on all training images and
+kept; the student sees --train-images labelled ones, over several seeds. Prints a table, judges every method against
 --baseline, and writes metrics.jsonl, summary.json, table.txt, table.md, compare.png, curves.png and grams.png to
 --out."""
 
@@ -40,6 +44,8 @@ class Options(argparse.Namespace):
     """The options as they were given or by default. None: what it is then depends on others; the help says how."""
 
     data: str
+    student: str
+    teacher: str
     train_images: int
     methods: tuple[str, ...]
     seeds: int
@@ -111,6 +117,13 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
         "each class are for training, 40 %% for testing (default: %(default)s)",
     )
     add(
+        "--student",
+        choices=NETWORKS,
+        default=SMALL,
+        help="the student's network: small (14,000 weights), or one of the paper's, mobilenetv2 of half width "
+        "(default: %(default)s)",
+    )
+    add(
         "--train-images",
         type=_positive_int,
         default=200,
@@ -162,6 +175,12 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
 
 def _add_teacher(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
+    add(
+        "--teacher",
+        choices=NETWORKS,
+        default=SMALL,
+        help="the teacher's network: small (240,000 weights), or one of the paper's (default: %(default)s)",
+    )
     add(
         "--teacher-epochs",
         type=_positive_int,

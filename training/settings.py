@@ -53,8 +53,8 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
 
 def resolved(options: Options, icd: ICDLoss, device: torch.device) -> dict[str, Any]:
     """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only."""
-    student = ("data", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
-    teacher = ("teacher_epochs", "teacher_lr", "teacher_seed")
+    student = ("data", "student", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
+    teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed")
     objectives = ("kd_weight", "kd_temperature", "dkd_beta", "crd_negatives")
     share = max(1, round(SCALED_EPOCHS * options.epochs))
     settings = {

@@ -23,7 +23,7 @@ BATCH_SIZE = 64
 class Teacher:
     """A teacher and its file, which holds it after every epoch: an interrupted training goes on from there."""
 
-    SETTINGS = ("data", "teacher_epochs", "teacher_lr", "teacher_seed", "device", "threads")
+    SETTINGS = ("data", "teacher", "teacher_epochs", "teacher_lr", "teacher_seed", "device", "threads")
     """All of a run's settings that its numbers depend on."""
 
     def __init__(self, images: DataSet, settings: dict[str, Any], folder: Path, device: torch.device) -> None:
@@ -31,7 +31,9 @@ class Teacher:
         self.settings = {name: settings[name] for name in self.SETTINGS}
         self.epochs: int = settings["teacher_epochs"]
         self.seed: int = settings["teacher_seed"]
-        self.network = networks.teacher(images.channels, images.side, images.classes, self.seed).to(device)
+        self.network = networks.make(
+            settings["teacher"], "teacher", images.channels, images.side, images.classes, self.seed
+        ).to(device)
         schedule = Schedule(self.epochs, images.steps_per_epoch(len(images.train_labels), BATCH_SIZE))
         self.trainer = Trainer(self.network, CrossEntropy(), Optimization(settings["teacher_lr"]), schedule)
         self.path = folder / f"teacher-{settings['data']}-{_key(self.settings, self.network)}.pt"

@@ -1,0 +1,69 @@
+"""The paper's networks: the shapes of their maps, their sizes, and that the example trains them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
+
+import train_example  # noqa: E402
+from training import networks, options  # noqa: E402
+from training.errors import UsageError  # noqa: E402
+from training.paper_networks import BODIES  # noqa: E402
+
+MAPS = {
+    "resnet32x4": ((256, 8, 8), (256, 28, 28), 7.43),
+    "resnet50": ((2048, 4, 4), (2048, 14, 14), 23.71),
+    "wrn-40-2": ((128, 8, 8), (128, 28, 28), 2.26),
+    "vgg13": ((512, 4, 4), (512, 28, 28), 9.46),
+    "vgg8": ((512, 4, 4), (512, 28, 28), 3.97),
+    "mobilenetv2": ((1280, 2, 2), (1280, 7, 7), 0.81),
+    "shufflenetv1": ((960, 4, 4), (960, 14, 14), 0.95),
+    "shufflenetv2": ((1024, 4, 4), (1024, 14, 14), 1.36),
+}
+"""The map of 32 x 32 and of 224 x 224 images, and the millions of parameters that are published for 100 classes."""
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_map_and_size(name: str) -> None:
+    small, large, millions = MAPS[name]
+    for side, expected in ((32, small), (224, large)):
+        network = networks.make(name, "student", 3, side, 100, seed=0)
+        with torch.no_grad():
+            output = network.eval()(torch.zeros(1, 3, side, side))
+        assert output.features is not None
+        assert output.features.shape[1:] == expected
+        assert output.logits.shape == (1, 100)
+    network = networks.make(name, "student", 3, 32, 100, seed=0)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_every_name_is_an_option_and_the_seed_decides_the_start() -> None:
+    assert set(MAPS) == set(BODIES) == set(options.NETWORKS) - {options.SMALL}
+    one, same, other = (networks.make("vgg8", "student", 1, 8, 10, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.head.weight, same.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_images_too_small_are_named() -> None:
+    with pytest.raises(UsageError, match=r"--student vgg13: images of 4 x 4 pixels are too small for it"):
+        networks.make("vgg13", "student", 1, 4, 10, seed=0)
+
+
+def test_the_example_distils_the_papers_networks(tmp_path: Path) -> None:
+    for module in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(module, reason=f"the example needs {module}: pip install {module}")
+    threads = torch.get_num_threads()
+    arguments = ["--data", "digits", "--train-images", "20", "--epochs", "1", "--teacher-epochs", "1", "--seeds", "1"]
+    places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path), "--device", "cpu"]
+    pair = ["--teacher", "vgg8", "--student", "mobilenetv2", "--methods", "none,icd-kd", "--preset", "corrected"]
+    try:
+        assert train_example.main([*arguments, *places, *pair]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "out" / "grams.png").is_file()
