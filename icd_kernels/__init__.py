@@ -6,9 +6,11 @@ from icd_kernels.functional import gram_kl, icd_loss, region_logits
 from icd_kernels.module import ICDLoss
 from icd_kernels.network import NetworkOutput
 from icd_kernels.objectives import make_objective, sdd_loss
+from icd_kernels.tap import FeatureTap
 
 __all__ = [
     "BackendUnavailableError",
+    "FeatureTap",
     "ICDLoss",
     "NetworkOutput",
     "__version__",

@@ -1,0 +1,323 @@
+"""FeatureTap on small models of every kind it takes or refuses; real libraries are in tools/feature_tap_table.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icd_kernels import FeatureTap, ICDLoss, make_objective
+from icd_kernels.tap import TapError
+
+CHANNELS, CLASSES = 6, 5
+
+
+def body(*, inplace: bool = True) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(inplace), nn.Conv2d(4, CHANNELS, 3, 2, 1), nn.ReLU(inplace)
+    )
+
+
+class Plain(nn.Module):
+    """A CNN with pooling and dropout as modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = body()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(CHANNELS, CLASSES)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fc(self.drop(self.pool(self.features(images)).flatten(1)))
+
+
+class Functional(Plain):
+    """Pooling by a function."""
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fc(self.features(images).mean((2, 3)))
+
+
+class Preactivated(Functional):
+    """A ReLU by a function on the last module's output; in place or not."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*list(self.features)[:-1])
+        self.inplace = inplace
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fc(F.relu(self.features(images), inplace=self.inplace).mean((2, 3)))
+
+
+class ConvolutionHead(Plain):
+    """A 1 x 1 convolution as the head, after the pooling or before it."""
+
+    def __init__(self, is_pooled_after: bool) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(CHANNELS, CLASSES, 1)  # type: ignore[assignment]
+        self.is_pooled_after = is_pooled_after
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.features(images)
+        if self.is_pooled_after:
+            return self.pool(self.fc(features)).flatten(1)
+        return self.fc(self.pool(features)).flatten(1)
+
+
+class Returning(Functional):
+    """Logits within a tuple, a dict or an object."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.features(images)
+        logits = self.fc(features.mean((2, 3)))
+        if self.kind == "tuple":
+            return logits, {"feats": [features]}
+        return {"logits": logits} if self.kind == "dict" else type("Output", (), {"logits": logits})()
+
+
+class ChannelsLast(Plain):
+    """A map (B, H, W, C) out of a norm over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(CHANNELS)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fc(self.norm(self.features(images).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+class Transformer(nn.Module):
+    """Patch tokens behind prefix tokens; pooled by their mean, or read from the class token."""
+
+    def __init__(self, prefix: int = 1, pool: str = "avg") -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, CHANNELS, 4, 4)
+        self.prefix = nn.Parameter(torch.randn(1, prefix, CHANNELS))
+        self.block = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.GELU())
+        self.norm = nn.LayerNorm(CHANNELS) if pool != "fc_norm" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(CHANNELS) if pool == "fc_norm" else nn.Identity()
+        self.fc = nn.Linear(CHANNELS, CLASSES)
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Any:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = self.norm(self.block(torch.cat([self.prefix.expand(len(images), -1, -1), tokens], 1)))
+        pooled = tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix.shape[1] :].mean(1)
+        return self.fc(self.fc_norm(pooled))
+
+
+class Refused(Plain):
+    """Something between the mean and the classifier, or after it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.why = why
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.hidden = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.Hardswish())
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.features(images)
+        pooled = features.amax((2, 3)) if self.why == "max" else features.mean((2, 3))
+        if self.why in ("norm", "hidden"):
+            pooled = getattr(self, self.why)(pooled)
+        logits = self.fc(pooled)
+        return 2 * logits if self.why == "scaled" else logits
+
+
+CAPTURED: dict[str, tuple[Any, tuple[int, int]]] = {
+    "plain": (Plain, (4, 6)),
+    "functional pooling": (Functional, (4, 6)),
+    "functional relu": (lambda: Preactivated(False), (4, 6)),
+    "functional relu in place": (lambda: Preactivated(True), (4, 6)),
+    "convolution head": (lambda: ConvolutionHead(False), (4, 6)),
+    "convolution head pooled after": (lambda: ConvolutionHead(True), (4, 6)),
+    "tuple": (lambda: Returning("tuple"), (4, 6)),
+    "dict": (lambda: Returning("dict"), (4, 6)),
+    "object": (lambda: Returning("object"), (4, 6)),
+    "channels last": (ChannelsLast, (4, 6)),
+    "transformer": (Transformer, (4, 6)),
+    "transformer with registers": (lambda: Transformer(prefix=5), (4, 6)),
+    "transformer without prefix": (lambda: Transformer(prefix=0), (4, 6)),
+}
+
+
+def images_of(count: int = 3) -> Tensor:
+    return torch.randn(count, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+def compiled(model: nn.Module, backend: str) -> nn.Module:
+    made: Any = torch.compile(model, backend=backend)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(1)
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+class TestCaptured:
+    def test_the_head_on_the_mean_of_the_map_gives_the_logits(self, name: str) -> None:
+        make, grid = CAPTURED[name]
+        model = make().eval()
+        out = FeatureTap(model)(images_of())
+        assert out.features is not None
+        assert out.features.shape == (3, CHANNELS, *(grid if "transformer" not in name else (4, 6)))
+        weight, bias = out.head.weight.flatten(1), out.head.bias  # type: ignore[union-attr]
+        torch.testing.assert_close(F.linear(out.features.mean((2, 3)), weight, bias), out.logits)
+
+    def test_gradients_reach_the_whole_model(self, name: str) -> None:
+        model = CAPTURED[name][0]()
+        out = FeatureTap(model)(images_of())
+        assert out.features is not None
+        loss = ICDLoss.released()(out.features, out.head, out.features.detach().roll(1, 0), out.head)
+        loss.backward()
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        assert first.weight.grad is not None
+        assert first.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Refused("norm"), r"between the last one, 'features'.*'norm' \(LayerNorm\)"),
+        (Refused("hidden"), r"'hidden.0' \(Linear\), 'hidden.1' \(Hardswish\)"),
+        (Refused("max"), "a pooling other than the mean"),
+        (Refused("scaled"), "the logits are no output of an nn.Linear"),
+        (Transformer(pool="token"), "a class token"),
+        (Transformer(pool="fc_norm"), r"'fc_norm' \(LayerNorm\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, CLASSES)), "no output of more than one pixel"),
+    ],
+)
+def test_refused_with_the_reason(model: nn.Module, reason: str) -> None:
+    with pytest.raises(TapError, match=reason):
+        FeatureTap(model, sample=images_of())
+
+
+def test_a_map_of_one_pixel_asks_for_larger_images() -> None:
+    with pytest.raises(TapError, match=r"larger images|between the last one"):
+        FeatureTap(Plain(), sample=torch.randn(2, 3, 4, 4))
+
+
+class TestTheProbeLeavesNoTrace:
+    def test_modes_buffers_and_random_state(self) -> None:
+        model = Plain()
+        model.features[1].eval()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        modes = [module.training for module in model.modules()]
+        state = torch.get_rng_state()
+        FeatureTap(model, sample=images_of())
+        assert [module.training for module in model.modules()] == modes
+        assert torch.equal(torch.get_rng_state(), state)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name])
+
+    def test_hooks(self) -> None:
+        model = Plain()
+
+        def hooks() -> int:
+            return sum(len(module._forward_hooks) for module in model.modules())
+
+        with FeatureTap(model, sample=images_of()) as tap:
+            assert hooks() == 1
+            assert "'features' (channels first) → 'fc'" in repr(tap)
+        assert hooks() == 0
+        with pytest.raises(TapError):
+            FeatureTap(Refused("norm"), sample=images_of())
+
+    def test_other_forwards_are_not_kept(self) -> None:
+        model = Plain()
+        tap = FeatureTap(model, sample=images_of())
+        model(images_of())
+        assert tap._features is None
+        tap(images_of())
+        assert tap._features is None
+
+
+class TestWrapped:
+    def test_data_parallel_is_looked_into(self) -> None:
+        model = Plain().eval()
+        out = FeatureTap(nn.DataParallel(model))(images_of())
+        assert out.head is model.fc
+        torch.testing.assert_close(out.logits, model(images_of()))
+
+    @pytest.mark.parametrize("is_tapped_first", [True, False])
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    def test_compiled(self, backend: str, is_tapped_first: bool) -> None:
+        torch._dynamo.reset()
+        model = Functional().eval()
+        expected = FeatureTap(model)(images_of())
+        if is_tapped_first:
+            tap = FeatureTap(model, sample=images_of())
+            tap.model = compiled(model, backend)
+        else:
+            tap = FeatureTap(compiled(model, backend), sample=images_of())
+        for _ in range(2):
+            out = tap(images_of())
+            torch.testing.assert_close(out.features, expected.features)
+            torch.testing.assert_close(out.logits, expected.logits)
+
+    def test_a_module_used_twice_is_no_map_before_its_last_call(self) -> None:
+        class Shared(Functional):
+            def forward(self, images: Tensor) -> Any:
+                features = self.features(images)
+                logits = self.fc(features.mean((2, 3)))
+                self.features(images * 2)
+                return logits
+
+        with pytest.raises(TapError):
+            FeatureTap(nn.Sequential(Shared()), sample=images_of()).probe(images_of())
+
+
+class TestInUse:
+    def test_a_training_step_equals_one_with_hooks_by_hand(self) -> None:
+        teacher, student = Plain().eval(), Plain().eval()
+        target = torch.tensor([0, 1, 2])
+        objective = make_objective("icd-kd", num_classes=CLASSES)
+        with torch.no_grad():
+            teacher_out = FeatureTap(teacher)(images_of())
+        objective(FeatureTap(student)(images_of()), teacher_out, target).total.backward()
+        gradients = [parameter.grad.clone() for parameter in student.parameters() if parameter.grad is not None]
+        student.zero_grad()
+        features = student.features(images_of())
+        logits = student.fc(features.mean((2, 3)))
+        by_hand = type(teacher_out)(logits, features, student.fc)
+        objective(by_hand, teacher_out, target).total.backward()
+        for gradient, parameter in zip(gradients, student.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad)
+
+    def test_autocast(self) -> None:
+        tap = FeatureTap(Plain(), sample=images_of())
+        with torch.autocast("cpu", torch.bfloat16):
+            out = tap(images_of())
+        assert out.features is not None
+        assert out.features.dtype == torch.bfloat16
+
+    def test_other_sizes_than_the_probe(self) -> None:
+        tap = FeatureTap(Transformer().eval(), sample=images_of())
+        out = tap(torch.randn(1, 3, 32, 8))
+        assert out.features is not None
+        assert out.features.shape[2:] == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "error", "message"),
+    [
+        ("resnet", None, TypeError, "model must be an nn.Module, got str"),
+        (Plain(), "image", TypeError, "images must be a torch.Tensor"),
+        (Plain(), torch.randn(3, 16, 24), ValueError, r"images must have shape \(B, 3, H, W\)"),
+        (body(), images_of(), TapError, "model must return logits"),
+    ],
+)
+def test_wrong_arguments(model: Any, sample: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        FeatureTap(model, sample=sample)
