@@ -181,6 +181,9 @@ def in_process(unbroken: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
         (["--epoch", "3"], r"unrecognized arguments: --epoch 3"),
         (["--scale-weights", "1,1"], r"iCD option: scale_weights must have one weight for each of the 3 scales"),
+        (["--data", "imagenet"], r"argument --data: must be mnist5k, .* or folder:PATH, got 'imagenet'"),
+        (["--data", "cifar100", "--data-folder", "none"], r"none/cifar-100-binary.tar.gz is missing. Get it"),
+        (["--data", "folder:none"], r"--data folder:none: expected the folders train and test \(or val\) in none"),
         (["--train-images", "2000"], r"--train-images must be from 10 .* to 1078 .*, got 2000"),
         (["--device", "cuda:99"], r"--device cuda:99: PyTorch .* sees \d+ CUDA GPUs"),
         ([], r"already holds a run.*--resume.*--overwrite.*--out"),
@@ -228,7 +231,7 @@ def test_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
         data.load("digits", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", options.DATA)
+@pytest.mark.parametrize("name", options.PACKAGED_DATA)
 def test_data_is_split_by_class_and_normalised(name: str) -> None:
     images = data.load(name, torch.device("cpu"))
     assert images.train_images.mean().abs() < 1e-4

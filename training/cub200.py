@@ -65,7 +65,7 @@ def load(folder: Path) -> Birds:
     Raises:
         UsageError: the archive is missing or another file, what was extracted is not whole, or there is no Pillow.
     """
-    _require_pillow()
+    require_pillow("CUB-200-2011")
     extracted = folder / FOLDER
     if not extracted.is_dir():
         _extract(ARCHIVE.checked(folder), extracted)
@@ -94,6 +94,17 @@ def epoch_batches(
 def ordered_batches(photos: Photos, batch_size: int, device: torch.device, workers: int = 0) -> Batches:
     """All images in their order: the short side resized to 256 pixels, the square of 224 in the middle."""
     return _batches(DataLoader(_Squares(photos), batch_size, num_workers=workers), device)
+
+
+def require_pillow(what: str) -> None:
+    """Raises a UsageError where Pillow, which `what` needs, is missing."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"{what} needs the package Pillow, which could not be imported ({error}). "
+            "Install it: python -m pip install pillow"
+        ) from error
 
 
 class _Squares(Dataset[tuple[Tensor, int]]):
@@ -175,13 +186,3 @@ def _extract(path: Path, target: Path) -> None:
 def _wanted(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     lists = tuple(f"{FOLDER}/{name}.txt" for name in ("images", "image_class_labels", "train_test_split"))
     return (member for member in archive if member.name in lists or member.name.startswith(f"{FOLDER}/images/"))
-
-
-def _require_pillow() -> None:
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"CUB-200-2011 needs the package Pillow, which could not be imported ({error}). "
-            "Install it: python -m pip install pillow"
-        ) from error

@@ -16,6 +16,8 @@ from training.losses import kd_loss
 from training.networks import Network
 
 BATCH_SIZE = 250
+BATCH_SIZE_OF_LARGE = 64
+LARGE_SIDE = 64
 MEASURES = ("test_top1", "test_ce", "test_kd", "test_icd")
 
 
@@ -62,7 +64,7 @@ class Evaluation:
     def _outputs(self, network: Network) -> Iterator[tuple[Logits, Tensor]]:
         """Of each test batch: the network's logits, and the labels."""
         network.eval()
-        for batch in self.data.test_batches(BATCH_SIZE):
+        for batch in self.data.test_batches(BATCH_SIZE_OF_LARGE if self.data.side >= LARGE_SIDE else BATCH_SIZE):
             yield self._logits(network(batch.images)), batch.labels
 
     def _logits(self, output: NetworkOutput) -> Logits:

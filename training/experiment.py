@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icd_kernels import ICDLoss
-from training import checkpoint, data, networks
+from training import checkpoint, data, networks, sources
 from training.comparison import write_comparison
 from training.curves import write_curves
 from training.data import DataSet
@@ -40,8 +40,8 @@ def run(options: Options) -> None:
     start = perf_counter()
     device = make_device(options)
     icd = make_icd(options, device)
-    images = data.load(options.data, device)
-    _check_train_images(options, images)
+    images = sources.load(options, device)
+    options.train_images = _train_images(options, images)
     settings = resolved(options, icd, device)
     state = open_state(options.out, settings, resume=options.resume, overwrite=options.overwrite)
     teacher = Teacher(images, settings, options.cache, device)
@@ -54,13 +54,16 @@ def run(options: Options) -> None:
     print(f"{teacher.path}: the trained teacher, for later runs\nDone in {perf_counter() - start:.0f} s.")
 
 
-def _check_train_images(options: Options, images: DataSet) -> None:
+def _train_images(options: Options, images: DataSet) -> int:
+    """--train-images as a number."""
     available = len(images.train_labels)
-    if not images.classes <= options.train_images <= available:
+    count = available if options.train_images is None else options.train_images
+    if not images.classes <= count <= available:
         raise UsageError(
             f"--train-images must be from {images.classes} (one of each class) to {available} (all that "
-            f"--data {options.data} has for training), got {options.train_images}"
+            f"--data {options.data} has for training), got {count}"
         )
+    return count
 
 
 def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDLoss) -> None:

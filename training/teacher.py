@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ class Teacher:
         ).to(device)
         schedule = Schedule(self.epochs, images.steps_per_epoch(len(images.train_labels), BATCH_SIZE))
         self.trainer = Trainer(self.network, CrossEntropy(), Optimization(settings["teacher_lr"]), schedule)
-        self.path = folder / f"teacher-{settings['data']}-{_key(self.settings, self.network)}.pt"
+        self.path = (
+            folder / f"teacher-{re.sub(r'[^A-Za-z0-9]+', '-', settings['data'])}-{_key(self.settings, self.network)}.pt"
+        )
         self.epochs_done = 0
         if self.path.exists():
             saved = checkpoint.load(self.path, device)

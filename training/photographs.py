@@ -1,0 +1,111 @@
+"""A data set of photographs on disk, decoded batch by batch: CUB-200-2011, or folders of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training import cub200
+from training.cub200 import Photos
+from training.data import Batch
+from training.errors import UsageError
+from training.seeds import generator
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+TEST_FOLDERS = ("test", "val")
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Files, and the squares of 224 pixels that are cut out of them; batches come on one device."""
+
+    train: Photos
+    test: Photos
+    device: torch.device
+    workers: int
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.train.labels.to(self.device)
+
+    @property
+    def test_labels(self) -> Tensor:
+        return self.test.labels.to(self.device)
+
+    @property
+    def classes(self) -> int:
+        return int(self.train.labels.max()) + 1
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    @property
+    def side(self) -> int:
+        return cub200.SIDE
+
+    def train_batches(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+        photos = self.train.at(rows.cpu())
+        order = torch.randperm(len(rows), generator=generator("epoch", seed, epoch))  # as `cub200.epoch_batches` draws
+        batches = cub200.epoch_batches(photos, batch_size, seed, epoch, self.device, self.workers)
+        for (images, labels), indices in zip(batches, order.split(batch_size), strict=False):
+            yield Batch(images, labels, indices.to(self.device))
+
+    def steps_per_epoch(self, count: int, batch_size: int) -> int:
+        if count < batch_size:
+            raise UsageError(
+                f"photographs that do not fill a batch are left out of an epoch, and {count} do not fill one of "
+                f"{batch_size}: lower --batch-size (a teacher's is 64), or give more training images"
+            )
+        return count // batch_size
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        batches = cub200.ordered_batches(self.test, batch_size, self.device, self.workers)
+        rows = torch.arange(len(self.test.files), device=self.device).split(batch_size)
+        for (images, labels), indices in zip(batches, rows, strict=True):
+            yield Batch(images, labels, indices)
+
+    def test_images_of(self, rows: Tensor) -> Tensor:
+        images, _ = next(cub200.ordered_batches(self.test.at(rows.cpu()), len(rows), self.device))
+        return images
+
+
+def read_folder(folder: Path, device: torch.device, workers: int) -> Photographs:
+    """The images below train/ and test/ (or val/) of a folder, each with a folder for every class.
+
+    Raises:
+        UsageError: a folder is missing, empty, or the two do not have the same classes; or there is no Pillow.
+    """
+    cub200.require_pillow(f"--data folder:{folder}")
+    parts = [folder / "train", *(folder / name for name in TEST_FOLDERS if (folder / name).is_dir())][:2]
+    if len(parts) < 2 or not parts[0].is_dir():
+        raise UsageError(f"--data folder:{folder}: expected the folders train and test (or val) in {folder}")
+    names = [sorted(path.name for path in part.iterdir() if path.is_dir()) for part in parts]
+    if names[0] != names[1] or len(names[0]) < 2:
+        raise UsageError(
+            f"--data folder:{folder}: expected a folder for each class, two or more, the same in {parts[0].name} and "
+            f"{parts[1].name}, got {len(names[0])} and {len(names[1])}"
+            f"{_only_in_one(set(names[0]) ^ set(names[1]))}"
+        )
+    train, test = (_read_part(part, names[0]) for part in parts)
+    return Photographs(train, test, device, workers)
+
+
+def _only_in_one(names: set[str]) -> str:
+    return f"; in one alone: {', '.join(sorted(names)[:5])}" if names else ""
+
+
+def _read_part(part: Path, names: list[str]) -> Photos:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(path for path in (part / name).iterdir() if path.suffix.lower() in ENDINGS)
+        if not found:
+            raise UsageError(f"{part / name} has no image: expected files that end in {', '.join(ENDINGS)}")
+        files += found
+        labels += [label] * len(found)
+    return Photos(tuple(files), torch.tensor(labels))
