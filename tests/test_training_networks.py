@@ -62,8 +62,9 @@ def test_the_example_distils_the_papers_networks(tmp_path: Path) -> None:
     arguments = ["--data", "digits", "--train-images", "20", "--epochs", "1", "--teacher-epochs", "1", "--seeds", "1"]
     places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path), "--device", "cpu"]
     pair = ["--teacher", "vgg8", "--student", "mobilenetv2", "--methods", "none,icd-kd", "--preset", "corrected"]
+    steps = ["--schedule", "steps", "--clip", "40", "--no-nesterov"]
     try:
-        assert train_example.main([*arguments, *places, *pair]) == 0
+        assert train_example.main([*arguments, *places, *pair, *steps]) == 0
     finally:
         torch.set_num_threads(threads)
     assert (tmp_path / "out" / "grams.png").is_file()

@@ -109,7 +109,8 @@ class Experiment:
         shape = images.channels, images.side, images.classes
         student = networks.make(settings["student"], "student", *shape, seed).to(rows.device)
         loss = self._loss(method, student, images.train_labels[rows], seed)
-        trainer = Trainer(student, loss, Optimization(settings["lr"]), self._schedule(method))
+        optimization = Optimization(settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip")))
+        trainer = Trainer(student, loss, optimization, self._schedule(method))
         if epochs_done > 0 and self.state.trainer is not None:
             trainer.restore(self.state.trainer)
         elif seed == settings["seed"]:
@@ -131,7 +132,7 @@ class Experiment:
         settings = self.settings
         steps = self.images.steps_per_epoch(settings["train_images"], settings["batch_size"])
         warmup_epochs = settings["warmup_epochs"] if method == "ldrld" else 0
-        return Schedule(settings["epochs"], steps, warmup_epochs=warmup_epochs)
+        return Schedule(settings["epochs"], steps, settings["schedule"], settings["milestones"], warmup_epochs)
 
     def _loss(self, method: str, student: Network, labels: Tensor, seed: int) -> Loss:
         if method == NO_DISTILLATION:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from training.errors import UsageError
+from training.recipes import recipe_arguments, recipe_names
+from training.schedule import SCHEDULES
 
 NO_DISTILLATION = "none"
 METHODS = (
@@ -26,8 +31,8 @@ NETWORKS = (
 )  # fmt: skip
 PRESETS = ("paper", "released", "corrected")
 
-COMPARE: dict[str, Any] = {"methods": METHODS, "seeds": 3, "preset": "corrected", "out": Path("runs/compare")}
-QUICK: dict[str, Any] = {"seeds": 1, "epochs": 4, "teacher_epochs": 2}
+COMPARE = ("--methods", "all", "--seeds", "3", "--preset", "corrected", "--out", "runs/compare")
+QUICK = ("--seeds", "1", "--epochs", "4", "--teacher-epochs", "2")
 
 DESCRIPTION = """\
 Distils a small network from a larger one on real images, by every method that is asked for: with no distillation, KD,
@@ -57,6 +62,11 @@ class Options(argparse.Namespace):
     epochs: int
     batch_size: int
     lr: float
+    schedule: str
+    milestones: tuple[int, ...] | None
+    weight_decay: float
+    nesterov: bool
+    clip: float | None
     teacher_epochs: int
     teacher_lr: float
     teacher_seed: int
@@ -81,6 +91,7 @@ class Options(argparse.Namespace):
     out: Path
     resume: bool
     overwrite: bool
+    recipe: str | None
     quick: bool
     compare: bool
     device: str
@@ -89,13 +100,15 @@ class Options(argparse.Namespace):
 
 def parse(arguments: list[str] | None = None) -> Options:
     """The options of a command line. A wrong one ends the program with its name, what it takes and what came."""
+    given = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
-    options = parser.parse_args(arguments, namespace=Options())
-    if options.compare or options.quick:
-        parser.set_defaults(**(COMPARE if options.compare else {}))
-        parser.set_defaults(**(QUICK if options.quick else {}))
-        options = parser.parse_args(arguments, namespace=Options())
-    return options
+    options = parser.parse_args(given, namespace=Options())
+    try:
+        implied = () if options.recipe is None else recipe_arguments(options.recipe)
+    except UsageError as error:
+        parser.error(str(error))
+    implied = (*implied, *(COMPARE if options.compare else ()), *(QUICK if options.quick else ()))
+    return parser.parse_args([*implied, *given], namespace=Options())  # of an option given twice the last counts
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -104,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     _add_student(parser.add_argument_group("data and students"))
+    _add_optimization(parser.add_argument_group("the students' optimizer"))
     _add_teacher(parser.add_argument_group("teacher"))
     _add_methods(parser.add_argument_group("methods other than iCD"))
     _add_icd(parser.add_argument_group("iCD: icd-weight·iCD is added to the objective of KD, DKD or NKD"))
@@ -190,8 +204,38 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
         type=_positive,
         default=0.1,
         metavar="X",
-        help="the students' learning rate at the start, brought to 0 along a cosine; SGD, momentum 0.9, weight decay "
-        "5e-4 (default: %(default)s)",
+        help="the students' learning rate at the start; SGD, momentum 0.9 (default: %(default)s)",
+    )
+
+
+def _add_optimization(group: argparse._ArgumentGroup) -> None:
+    add = _adder(group)
+    add(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="the learning rate goes down to 0 along a cosine, or by a factor of 0.1 at each of --milestones "
+        "(default: %(default)s)",
+    )
+    add(
+        "--milestones",
+        type=_list_of(_positive_int),
+        metavar="LIST",
+        help="for --schedule steps: finished epochs, with commas (default: 5/8, 3/4 and 7/8 of --epochs, as the "
+        "paper's 150,180,210 of 240)",
+    )
+    add("--weight-decay", type=_non_negative, default=5e-4, metavar="X", help="of the students (default: %(default)s)")
+    add(
+        "--nesterov",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Nesterov's momentum; the paper's recipes go without (default: on)",
+    )
+    add(
+        "--clip",
+        type=_positive,
+        metavar="X",
+        help="the largest norm of all of a step's gradients together (default: none)",
     )
 
 
@@ -210,7 +254,13 @@ def _add_teacher(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="passes of the teacher over all training images (default: %(default)s epochs)",
     )
-    add("--teacher-lr", type=_positive, default=0.1, metavar="X", help="as --lr (default: %(default)s)")
+    add(
+        "--teacher-lr",
+        type=_positive,
+        default=0.1,
+        metavar="X",
+        help="as --lr, always along a cosine (default: %(default)s)",
+    )
     add("--teacher-seed", type=_natural, default=0, metavar="N", help="the teacher's own seed (default: %(default)s)")
     add(
         "--cache",
@@ -340,6 +390,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         default=Path("runs/demo"),
         metavar="FOLDER",
         help="results (default: runs/demo; runs/compare with --compare)",
+    )
+    add(
+        "--recipe",
+        metavar="NAME",
+        help="options from a JSON file, of the paper's recipes by name or by its path; --compare, --quick and what is "
+        f"given beside it override it: {', '.join(recipe_names())} (default: none)",
     )
     add(
         "--compare",

@@ -25,6 +25,9 @@ _PRESET_OVERRIDES = ("gram", "pyramid", "normalize", "temperature", "scales", "s
 SCALED_EPOCHS = 20 / 240
 """The share of a training over which the authors' DKD and NKD ramp up and LDRLD's learning rate warms up."""
 
+MILESTONES = (150 / 240, 180 / 240, 210 / 240)
+"""The shares of a training after which the paper's recipes lower the learning rate."""
+
 
 def make_device(options: Options) -> torch.device:
     """The device of --device; --threads takes effect."""
@@ -54,16 +57,18 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
 def resolved(options: Options, icd: ICDLoss, device: torch.device) -> dict[str, Any]:
     """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only."""
     student = ("data", "student", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
+    optimization = ("schedule", "weight_decay", "nesterov", "clip")
     teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed")
     objectives = ("kd_weight", "kd_temperature", "dkd_beta", "crd_negatives")
     share = max(1, round(SCALED_EPOCHS * options.epochs))
     settings = {
-        **{name: getattr(options, name) for name in (*student, *teacher, *objectives)},
+        **{name: getattr(options, name) for name in (*student, *optimization, *teacher, *objectives)},
         **{name: getattr(icd.options, name) for name in _PRESET_OVERRIDES},
         "icd_weight": _icd_weight(options, icd),
         "local_base": options.preset != "paper" if options.local_base is None else options.local_base,
         "ramp_epochs": share if options.ramp_epochs is None else options.ramp_epochs,
         "warmup_epochs": share if options.warmup_epochs is None else options.warmup_epochs,
+        "milestones": _milestones(options),
         "baseline": _baseline(options),
         "backend": icd.backend,
         "device": str(device),
@@ -133,6 +138,13 @@ def _icd_weight(options: Options, icd: ICDLoss) -> float:
     if options.preset != "paper":
         return _RELEASED["weight"]  # type: ignore[return-value]  # beside strings
     return 0.03 if icd.options.normalize == "none" else 1.0
+
+
+def _milestones(options: Options) -> tuple[int, ...]:
+    """--milestones, or where the paper's recipes have them."""
+    if options.milestones is not None:
+        return options.milestones
+    return tuple(max(1, round(share * options.epochs)) for share in MILESTONES)
 
 
 def _baseline(options: Options) -> str:
