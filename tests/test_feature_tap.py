@@ -189,11 +189,11 @@ class TestCaptured:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Refused("norm"), r"between the last one, 'features'.*'norm' \(LayerNorm\)"),
+        (Refused("norm"), r"between the last map, 'features'.* there is 'norm' \(LayerNorm\)"),
         (Refused("hidden"), r"'hidden.0' \(Linear\), 'hidden.1' \(Hardswish\)"),
-        (Refused("max"), "a pooling other than the mean"),
+        (Refused("max"), "is not given the mean over all pixels of the last map"),
         (Refused("scaled"), "the logits are no output of an nn.Linear"),
-        (Transformer(pool="token"), "a class token"),
+        (Transformer(pool="token"), "reads one token of the last map, 'norm'"),
         (Transformer(pool="fc_norm"), r"'fc_norm' \(LayerNorm\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, CLASSES)), "no output of more than one pixel"),
     ],
@@ -204,7 +204,7 @@ def test_refused_with_the_reason(model: nn.Module, reason: str) -> None:
 
 
 def test_a_map_of_one_pixel_asks_for_larger_images() -> None:
-    with pytest.raises(TapError, match=r"larger images|between the last one"):
+    with pytest.raises(TapError, match="may leave one pixel: try larger ones"):
         FeatureTap(Plain(), sample=torch.randn(2, 3, 4, 4))
 
 

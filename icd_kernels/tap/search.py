@@ -21,6 +21,10 @@ from icd_kernels.tap.views import View, candidates
 RELATIVE_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Of the largest element: by how much two ways to compute the same thing may differ."""
 MOST_IMAGES = 2
+SMALL_IMAGE = 64
+"""Pixels a side: below, many networks' last map has a single pixel, and cannot be told from its mean."""
+_HARMLESS = (nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool2d)
+"""Not worth naming as what stands between a mean and a classifier."""
 
 
 class TapError(ValueError):
@@ -148,7 +152,10 @@ def _map(watch: _Watch, head: _Call, image: tuple[int, int], logits: Tensor) -> 
             assert call.returned is not None
             found = Found(head.name, head.module, call.name, call.module, False, view)  # type: ignore[arg-type]
             return _checked(found, call.returned, image, weight, bias, logits)
-    raise TapError(_refusal(before, head))
+    hint = (
+        f"; images of {image[0]} x {image[1]} may leave one pixel: try larger ones" if min(image) < SMALL_IMAGE else ""
+    )
+    raise TapError(_refusal(before, head) + hint)
 
 
 def _view_of(call: _Call, pooled: Tensor, image: tuple[int, int]) -> View | None:
@@ -176,17 +183,19 @@ def _checked(
 
 def _refusal(before: list[_Call], head: _Call) -> str:
     """What stands between the last map and the classifier."""
+    assert head.given is not None
     for place in range(len(before) - 1, -1, -1):
         returned = before[place].returned
         if returned is not None and returned.ndim in (3, 4) and returned[0].numel() > returned.shape[1]:
+            last = f"the last map, {before[place].name!r} {tuple(returned.shape)}"
+            if returned.ndim == 3 and any(_is_close(token, head.given.flatten(1)) for token in returned.unbind(1)):
+                return f"the classifier {head.name!r} reads one token of {last}, a class token say, and not their mean"
             later = [call for call in before[place + 1 :] if not any(call.module.children())]
-            names = ", ".join(f"{call.name!r} ({type(call.module).__name__})" for call in later) or "no module"
-            return (
-                f"the classifier {head.name!r} is not given the mean of a map: between the last one, "
-                f"{before[place].name!r} {tuple(returned.shape)}, and the classifier stands {names}; a pooling other "
-                "than the mean over all pixels, a class token, a norm or a layer after the pooling cannot be tapped"
-            )
-    return f"no output of more than one pixel comes before the classifier {head.name!r}: give larger images"
+            names = [f"{c.name!r} ({type(c.module).__name__})" for c in later if not isinstance(c.module, _HARMLESS)]
+            if not names:
+                return f"the classifier {head.name!r} is not given the mean over all pixels of {last}"
+            return f"between {last}, and the classifier {head.name!r} there is {', '.join(names)}"
+    return f"no output of more than one pixel comes before the classifier {head.name!r}"
 
 
 def _is_linear(module: nn.Module) -> bool:
