@@ -32,7 +32,7 @@ CPU_MOST_IMAGES = {21841: 8}
 """Images per batch on a CPU, for heads where a whole batch of design size takes minutes."""
 
 JUDGED_IMAGES = 8
-JUDGED_CLASSES = 4096
+JUDGED_CLASSES = 2048
 """Above this many classes a float64 class Gram is too large to hold."""
 
 

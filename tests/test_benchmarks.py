@@ -53,7 +53,7 @@ class TestCases:
 
     def test_a_judged_case_is_small(self) -> None:
         judged = Case(IMAGENET21K_RESNET50_MOBILENETV2, "class").judged()
-        assert (judged.workload.batch, judged.workload.classes) == (1, 4096)
+        assert (judged.workload.batch, judged.workload.classes) == (1, 2048)
         assert SMALL.judged() == SMALL
 
     @pytest.mark.parametrize("form", ["spatial", "class"])
