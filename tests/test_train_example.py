@@ -181,6 +181,7 @@ def in_process(unbroken: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
         (["--epoch", "3"], r"unrecognized arguments: --epoch 3"),
         (["--scale-weights", "1,1"], r"iCD option: scale_weights must have one weight for each of the 3 scales"),
+        (["--student", "timm:"], r"argument --student: must be small, .* or timm:NAME, got 'timm:'"),
         (["--data", "imagenet"], r"argument --data: must be mnist5k, .* or folder:PATH, got 'imagenet'"),
         (["--data", "cifar100", "--data-folder", "none"], r"none/cifar-100-binary.tar.gz is missing. Get it"),
         (["--data", "folder:none"], r"--data folder:none: expected the folders train and test \(or val\) in none"),

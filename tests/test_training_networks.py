@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,56 @@ def test_map_and_size(name: str) -> None:
 
 def test_every_name_is_an_option_and_the_seed_decides_the_start() -> None:
     assert set(MAPS) == set(BODIES) == set(options.NETWORKS) - {options.SMALL}
-    one, same, other = (networks.make("vgg8", "student", 1, 8, 10, seed) for seed in (0, 0, 1))
-    assert torch.equal(one.head.weight, same.head.weight)
-    assert not torch.equal(one.head.weight, other.head.weight)
+    one, same, other = (networks.make("vgg8", "student", 1, 8, 10, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+class _Model(torch.nn.Module):
+    """What a library makes."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(channels, 6, 3, stride=2)
+        self.fc = torch.nn.Linear(6, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.stem(images).relu().mean((2, 3)))
+
+
+def _create_model(name: str, pretrained: bool, num_classes: int, in_chans: int) -> torch.nn.Module:
+    if name != "tiny":
+        raise RuntimeError(f"Unknown model ({name})")
+    return _Model(in_chans, num_classes)
+
+
+def test_models_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = types.ModuleType("timm")
+    library.create_model = _create_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", library)
+    one, same, other = (networks.make("timm:tiny", "student", 1, 9, 10, seed) for seed in (0, 0, 1))
+    images = torch.randn(3, 1, 9, 9)
+    assert torch.equal(one(images).logits, same(images).logits)
+    assert not torch.equal(one(images).logits, other(images).logits)
+    assert one.map_channels == 6
+    assert one(images).features.shape == (3, 6, 4, 4)
+    with pytest.raises(UsageError, match=r"--student timm:huge, 1 x 9 x 9 images: Unknown model \(huge\)"):
+        networks.make("timm:huge", "student", 1, 9, 10, seed=0)
+
+
+@pytest.mark.parametrize("library", options.LIBRARIES)
+def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UsageError, match=rf"--teacher {library}:x needs .*python -m pip install {library}"):
+        networks.make(f"{library}:x", "teacher", 3, 32, 10, seed=0)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet10t"])
+def test_real_models_of_the_libraries(name: str) -> None:
+    library = name.split(":")[0]
+    pytest.importorskip(library, reason=f"needs {library}: pip install {library}")
+    network = networks.make(name, "teacher", 3, 64, 10, seed=0)
+    assert network(torch.randn(2, 3, 64, 64)).features.shape == (2, 512, 2, 2)
 
 
 def test_images_too_small_are_named() -> None:

@@ -137,7 +137,7 @@ class Experiment:
     def _loss(self, method: str, student: Network, labels: Tensor, seed: int) -> Loss:
         if method == NO_DISTILLATION:
             return CrossEntropy()
-        channels = student.head.in_features, self.teacher.head.in_features
+        channels = student.map_channels, self.teacher.map_channels
         return Distillation(self.teacher, make_student_objective(method, self.settings, labels, channels, seed))
 
     def _probe(self, name: str, student: Network) -> None:

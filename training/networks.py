@@ -1,11 +1,14 @@
-"""Networks by name: two small ones for small images, and those of the paper."""
+"""Networks by name: two small ones for small images, those of the paper, and those of torchvision and timm."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
-from icd_kernels import NetworkOutput
+from icd_kernels import FeatureTap, NetworkOutput
+from icd_kernels.heads import head_parameters
 from training.errors import UsageError
 from training.options import SMALL
 from training.paper_networks import BODIES
@@ -15,10 +18,18 @@ SMALLEST_SIDE = 8
 
 
 class Network(nn.Module):
-    """A body that makes the penultimate map (B, C, H, W), and the head that classifies its mean."""
+    """What is trained: images to logits, the penultimate map and the head that classifies its mean."""
+
+    def __init__(self, map_channels: int) -> None:
+        super().__init__()
+        self.map_channels = map_channels
+
+
+class Classifier(Network):
+    """A body that makes the penultimate map (B, C, H, W), and a linear head."""
 
     def __init__(self, body: nn.Module, channels: int, classes: int) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.body = body
         self.head = nn.Linear(channels, classes)
 
@@ -27,11 +38,24 @@ class Network(nn.Module):
         return NetworkOutput(self.head(features.mean(dim=(2, 3))), features, self.head)
 
 
+class LibraryModel(Network):
+    """A model of torchvision or timm, whose map and head are found by running it once."""
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        tap = FeatureTap(model)
+        super().__init__(head_parameters(tap.probe(images).head)[0].shape[1])
+        self.model = model
+        self.tap = tap
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        return self.tap(images)
+
+
 def make(name: str, role: str, channels: int, side: int, classes: int, seed: int) -> Network:
     """An untrained network whose weights depend on the seed alone.
 
     Args:
-        name: "small" or one of the paper's.
+        name: "small", one of the paper's, "torchvision:NAME" or "timm:NAME".
         role: "teacher" or "student", which "small" is different for.
         channels: of the images.
         side: their height and width.
@@ -39,18 +63,40 @@ def make(name: str, role: str, channels: int, side: int, classes: int, seed: int
         seed: draws the weights.
 
     Raises:
-        UsageError: the images are too small.
+        UsageError: the images are too small, or there is no such model, its package is missing, or it does not
+            classify the mean of a map.
     """
     if side < SMALLEST_SIDE:
         raise UsageError(f"--{role} {name}: images of {side} x {side} pixels are too small for it: 8 x 8 or more")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("init", seed))
-        if name == SMALL:
-            body, map_channels = (_small_teacher if role == "teacher" else _small_student)(channels, side)
+        network: Network
+        if ":" in name:
+            network = _library_model(name, role, channels, side, classes)
         else:
-            body, map_channels = BODIES[name](channels, side)
-        network = Network(body, map_channels, classes)
+            small = _small_teacher if role == "teacher" else _small_student
+            network = Classifier(*(small if name == SMALL else BODIES[name])(channels, side), classes)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+
+
+def _library_model(name: str, role: str, channels: int, side: int, classes: int) -> Network:
+    option = f"--{role} {name}"
+    library, model_name = name.split(":", 1)
+    try:
+        package = import_module("torchvision.models" if library == "torchvision" else library)
+    except ImportError as error:
+        raise UsageError(
+            f"{option} needs the package {library}, which could not be imported ({error}). "
+            f"Install it: python -m pip install {library}"
+        ) from error
+    try:
+        if library == "timm":
+            model = package.create_model(model_name, pretrained=False, num_classes=classes, in_chans=channels)
+        else:
+            model = package.get_model(model_name, weights=None, num_classes=classes)
+        return LibraryModel(model, torch.randn(2, channels, side, side))
+    except (ValueError, RuntimeError) as error:  # no such model, images that it cannot take, or TapError
+        raise UsageError(f"{option}, {channels} x {side} x {side} images: {error}") from error
 
 
 def _small_teacher(channels: int, side: int) -> tuple[nn.Module, int]:

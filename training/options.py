@@ -29,6 +29,7 @@ SMALL = "small"
 NETWORKS = (
     SMALL, "resnet32x4", "resnet50", "wrn-40-2", "vgg13", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
 )  # fmt: skip
+LIBRARIES = ("torchvision", "timm")
 PRESETS = ("paper", "released", "corrected")
 
 COMPARE = ("--methods", "all", "--seeds", "3", "--preset", "corrected", "--out", "runs/compare")
@@ -154,10 +155,12 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--student",
-        choices=NETWORKS,
+        type=_network,
         default=SMALL,
-        help="the student's network: small (14,000 weights), or one of the paper's, mobilenetv2 of half width "
-        "(default: %(default)s)",
+        metavar="NAME",
+        help="the student's network, untrained: small (14,000 weights); of the paper's resnet32x4, resnet50, wrn-40-2, "
+        "vgg13, vgg8, mobilenetv2 (of half width), shufflenetv1, shufflenetv2; or torchvision:NAME or timm:NAME, a "
+        "model of theirs that classifies the mean of a map (default: %(default)s)",
     )
     add(
         "--train-images",
@@ -243,9 +246,10 @@ def _add_teacher(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
     add(
         "--teacher",
-        choices=NETWORKS,
+        type=_network,
         default=SMALL,
-        help="the teacher's network: small (240,000 weights), or one of the paper's (default: %(default)s)",
+        metavar="NAME",
+        help="the teacher's network: small (240,000 weights), or another as for --student (default: %(default)s)",
     )
     add(
         "--teacher-epochs",
@@ -458,6 +462,13 @@ def _data(text: str) -> str:
     is_folder = text.startswith(FOLDER_PREFIX) and text != FOLDER_PREFIX
     if text not in DATA and not is_folder:
         raise argparse.ArgumentTypeError(f"must be {', '.join(DATA)} or {FOLDER_PREFIX}PATH, got {text!r}")
+    return text
+
+
+def _network(text: str) -> str:
+    library, _, name = text.partition(":")
+    if text not in NETWORKS and not (library in LIBRARIES and name):
+        raise argparse.ArgumentTypeError(f"must be {', '.join(NETWORKS)}, torchvision:NAME or timm:NAME, got {text!r}")
     return text
 
 
