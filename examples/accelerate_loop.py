@@ -3,7 +3,7 @@
     pip install accelerate torchvision
     python examples/accelerate_loop.py          # or: accelerate launch examples/accelerate_loop.py
 
-Replace the two models (load the teacher's weights), the names of their last map and of their head, and the data.
+Replace the two models (load the teacher's weights) and the data.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18, resnet34
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from icd_kernels import NetworkOutput, make_objective
+from icd_kernels import FeatureTap, make_objective
 
 NUM_CLASSES = 10
 
@@ -22,25 +21,20 @@ NUM_CLASSES = 10
 def main() -> None:
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=2)
-    student, teacher = (
-        create_feature_extractor(model(num_classes=NUM_CLASSES), {"layer4": "features", "fc": "logits"})
-        for model in (resnet18, resnet34)
-    )
+    student, teacher = resnet18(num_classes=NUM_CLASSES).train(), resnet34(num_classes=NUM_CLASSES)
     teacher.requires_grad_(False).eval().to(accelerator.device)  # not prepared: it has no gradients to average
-    student.train()
     objective = make_objective("icd-kd", num_classes=NUM_CLASSES).to(accelerator.device)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
     data = TensorDataset(torch.randn(16, 3, 64, 64), torch.randint(NUM_CLASSES, (16,)))
     student, optimizer, loader = accelerator.prepare(student, optimizer, DataLoader(data, batch_size=4))
-    head = accelerator.unwrap_model(student).fc
+    student_tap, teacher_tap = FeatureTap(student), FeatureTap(teacher)  # the student as `prepare` has wrapped it
 
     for epoch in (1,):
         for images, labels in loader:
             with accelerator.accumulate(student):
                 with torch.no_grad(), accelerator.autocast():
-                    teacher_out = NetworkOutput(**teacher(images), head=teacher.fc)
-                student_out = NetworkOutput(**student(images), head=head)
-                out = objective(student_out, teacher_out, labels, epoch=epoch)
+                    teacher_out = teacher_tap(images)
+                out = objective(student_tap(images), teacher_out, labels, epoch=epoch)
                 accelerator.backward(out.total)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -3,7 +3,7 @@
     pip install lightning torchvision
     python examples/lightning_module.py
 
-Replace the two models (load the teacher's weights), the names of their last map and of their head, and the data.
+Replace the two models (load the teacher's weights) and the data.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18, resnet34
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from icd_kernels import NetworkOutput, make_objective
+from icd_kernels import FeatureTap, make_objective
 
 NUM_CLASSES = 10
 
 
 class Distillation(lightning.LightningModule):
-    """SD-KD with iCD. The networks return {"features": map, "logits": logits} and have their head as `fc`."""
+    """SD-KD with iCD."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.student_tap, self.teacher_tap = FeatureTap(student), FeatureTap(teacher)
         self.objective = make_objective("icd-kd", num_classes=NUM_CLASSES)
 
     def train(self, mode: bool = True) -> Distillation:
@@ -36,9 +36,8 @@ class Distillation(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
         with torch.no_grad():
-            teacher = NetworkOutput(**self.teacher(images), head=self.teacher.fc)
-        student = NetworkOutput(**self.student(images), head=self.student.fc)
-        out = self.objective(student, teacher, labels, epoch=self.current_epoch + 1)
+            teacher_out = self.teacher_tap(images)
+        out = self.objective(self.student_tap(images), teacher_out, labels, epoch=self.current_epoch + 1)
         # Tensors, never .item(): Lightning keeps them on the device and reads them when a logger writes.
         self.log_dict({"total": out.total.detach(), **out.components}, on_step=False, on_epoch=True)
         return out.total
@@ -50,9 +49,7 @@ class Distillation(lightning.LightningModule):
 
 def networks() -> tuple[nn.Module, nn.Module]:
     """Student and teacher."""
-    student, teacher = resnet18(num_classes=NUM_CLASSES), resnet34(num_classes=NUM_CLASSES)
-    returned = {"layer4": "features", "fc": "logits"}
-    return create_feature_extractor(student, returned), create_feature_extractor(teacher, returned)
+    return resnet18(num_classes=NUM_CLASSES), resnet34(num_classes=NUM_CLASSES)
 
 
 def fit(module: Distillation) -> dict[str, Tensor]:

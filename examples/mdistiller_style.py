@@ -3,7 +3,7 @@
     python examples/mdistiller_style.py
 
 Replace `SmallNet` by your models and the random batch by yours. In mdistiller derive `ICD` from its `Distiller`, and
-name it in its `distiller_dict`. The last of "feats" has to be what the network pools: see docs/integrations.md.
+name it in its `distiller_dict`. `FeatureTap` finds the map that is pooled: not of every model the last of "feats".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from icd_kernels import NetworkOutput, make_objective
+from icd_kernels import FeatureTap, make_objective
 
 
 class SmallNet(nn.Module):
@@ -35,6 +35,7 @@ class ICD(nn.Module):
     def __init__(self, student: nn.Module, teacher: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
+        self.student_tap, self.teacher_tap = FeatureTap(student), FeatureTap(teacher)
         self.objective = make_objective("icd-dkd", num_classes=num_classes)
         self.components: dict[str, Tensor] = {}
 
@@ -45,17 +46,12 @@ class ICD(nn.Module):
 
     def forward_train(self, image: Tensor, target: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits and the losses, which the trainer adds up: hence one entry, and the terms apart."""
-        student = self._output(self.student, image)
+        student = self.student_tap(image)
         with torch.no_grad():
-            teacher = self._output(self.teacher, image)
+            teacher = self.teacher_tap(image)
         out = self.objective(student, teacher, target, epoch=epoch)
         self.components = out.components
         return student.logits, {"loss_icd": out.total}
-
-    @staticmethod
-    def _output(model: nn.Module, image: Tensor) -> NetworkOutput:
-        logits, features = model(image)
-        return NetworkOutput(logits, features["feats"][-1], model.fc)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icd_kernels import ICDLoss, available_backends, icd_loss, make_objective
+from icd_kernels import FeatureTap, ICDLoss, available_backends, icd_loss, make_objective
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 KD_TEMPERATURE = 4.0
@@ -118,9 +118,9 @@ def test_torchvision_step_has_the_gradients_of_a_hand_written_one(backend: str) 
     expected_loss.backward()
     expected = gradients(student)
 
-    networks = [example.with_features(network).train(network.training) for network in (student, teacher)]
+    taps = FeatureTap(student), FeatureTap(teacher)
     objective = make_objective("kd", num_classes=example.NUM_CLASSES)
-    loss, _ = example.step_loss(*networks, objective, ICDLoss.released(backend=backend), images, labels)
+    loss, _ = example.step_loss(*taps, objective, ICDLoss.released(backend=backend), images, labels)
     loss.backward()
     torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradients(student), expected, rtol=1e-7, atol=1e-9)
