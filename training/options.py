@@ -27,7 +27,8 @@ DATA = (*PACKAGED_DATA, "cifar100", "cub200")
 FOLDER_PREFIX = "folder:"
 SMALL = "small"
 NETWORKS = (
-    SMALL, "resnet32x4", "resnet50", "wrn-40-2", "vgg13", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
+    SMALL, "narrow", "deep",
+    "resnet32x4", "resnet50", "wrn-40-2", "vgg13", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
 )  # fmt: skip
 LIBRARIES = ("torchvision", "timm")
 PRESETS = ("paper", "released", "corrected")
@@ -158,7 +159,8 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
         type=_network,
         default=SMALL,
         metavar="NAME",
-        help="the student's network, untrained: small (14,000 weights); of the paper's resnet32x4, resnet50, wrn-40-2, "
+        help="the student's network, untrained: small (14,000 weights), narrow (4,000), deep (300,000); of the "
+        "paper's resnet32x4, resnet50, wrn-40-2, "
         "vgg13, vgg8, mobilenetv2 (of half width), shufflenetv1, shufflenetv2; or torchvision:NAME or timm:NAME, a "
         "model of theirs that classifies the mean of a map (default: %(default)s)",
     )
