@@ -45,10 +45,17 @@ def test_map_and_size(name: str) -> None:
 
 
 def test_every_name_is_an_option_and_the_seed_decides_the_start() -> None:
-    assert set(MAPS) == set(BODIES) == set(options.NETWORKS) - {options.SMALL}
+    assert set(MAPS) == set(BODIES) == set(options.NETWORKS) - {options.SMALL, "narrow", "deep"}
     one, same, other = (networks.make("vgg8", "student", 1, 8, 10, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+@pytest.mark.parametrize(("name", "map_shape"), [("narrow", (16, 4, 4)), ("deep", (128, 7, 7))])
+def test_the_other_small_networks(name: str, map_shape: tuple[int, int, int]) -> None:
+    features = networks.make(name, "student", 1, 28, 10, seed=0)(torch.zeros(2, 1, 28, 28)).features
+    assert features is not None
+    assert features.shape[1:] == map_shape
 
 
 class _Model(torch.nn.Module):
