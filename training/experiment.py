@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from icd_kernels import ICDLoss
 from training import checkpoint, data, networks, sources
+from training.board import Board
 from training.comparison import write_comparison
 from training.curves import write_curves
 from training.data import DataSet
@@ -40,16 +42,17 @@ def run(options: Options) -> None:
     start = perf_counter()
     device = make_device(options)
     icd = make_icd(options, device)
+    board = Board(options.out / "tensorboard" if options.tensorboard else None)
     images = sources.load(options, device)
     options.train_images = _train_images(options, images)
     settings = resolved(options, icd, device)
     state = open_state(options.out, settings, resume=options.resume, overwrite=options.overwrite)
     teacher = Teacher(images, settings, options.cache, device)
-    with Progress(images, teacher, state) as progress:
+    with Progress(images, teacher, state) as progress, closing(board):
         network = teacher.finish(progress.teacher_epoch)
         evaluation = Evaluation(images, network, settings["kd_temperature"], icd)
         experiment = Experiment(images, network, icd, evaluation, state)
-        experiment.finish(progress.student_epoch)
+        experiment.finish(progress.student_epoch, board.add)
     _write_results(state, images, evaluation(network)["test_top1"], icd)
     print(f"{teacher.path}: the trained teacher, for later runs\nDone in {perf_counter() - start:.0f} s.")
 
@@ -94,15 +97,15 @@ class Experiment:
         self.state = state
         self.settings = state.settings
 
-    def finish(self, progress: Callable[[Row], None]) -> None:
-        """Trains what is left; `progress` is told every row."""
+    def finish(self, *listeners: Callable[[Row], None]) -> None:
+        """Trains what is left; the listeners are told every row."""
         epochs = self.settings["epochs"]
         for index, (seed, method) in enumerate(plan(self.settings)):
             done = len(self.state.rows) - index * epochs  # epochs of this student that are in the rows
             if done < epochs:
-                self._train(seed, method, max(done, 0), progress)
+                self._train(seed, method, max(done, 0), listeners)
 
-    def _train(self, seed: int, method: str, epochs_done: int, progress: Callable[[Row], None]) -> None:
+    def _train(self, seed: int, method: str, epochs_done: int, listeners: Iterable[Callable[[Row], None]]) -> None:
         """One student from `epochs_done` to its end."""
         images, settings = self.images, self.settings
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
@@ -126,7 +129,8 @@ class Experiment:
             self.state.rows.append(row)
             self.state.trainer = None if last else trainer.state()
             self.state.save()
-            progress(row)
+            for tell in listeners:
+                tell(row)
 
     def _schedule(self, method: str) -> Schedule:
         settings = self.settings

@@ -94,6 +94,7 @@ class Options(argparse.Namespace):
     resume: bool
     overwrite: bool
     recipe: str | None
+    tensorboard: bool
     quick: bool
     compare: bool
     device: str
@@ -396,6 +397,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         default=Path("runs/demo"),
         metavar="FOLDER",
         help="results (default: runs/demo; runs/compare with --compare)",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="also write every epoch for TensorBoard, into the folder tensorboard in --out (default: off)",
     )
     add(
         "--recipe",
