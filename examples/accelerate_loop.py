@@ -32,9 +32,10 @@ def main() -> None:
     for epoch in (1,):
         for images, labels in loader:
             with accelerator.accumulate(student):
-                with torch.no_grad(), accelerator.autocast():
-                    teacher_out = teacher_tap(images)
-                out = objective(student_tap(images), teacher_out, labels, epoch=epoch)
+                with accelerator.autocast():
+                    with torch.no_grad():
+                        teacher_out = teacher_tap(images)
+                    out = objective(student_tap(images), teacher_out, labels, epoch=epoch)
                 accelerator.backward(out.total)
                 optimizer.step()
                 optimizer.zero_grad()
