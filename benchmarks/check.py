@@ -1,7 +1,7 @@
 """The regression gate: on a small grid, how many times faster than eager PyTorch of the same run the CPU backend is.
 
-Ratios, not times, so that it holds on any machine; the limits lie at half or less of what a quiet machine shows, so that
-a busy one passes and a lost vector loop or a lost linear sum does not.
+Ratios, not times, so that it holds on any machine; the limits lie at half or less of what a quiet machine shows, so
+that a busy one passes and a lost vector loop or a lost linear sum does not.
 """
 
 from __future__ import annotations
