@@ -302,6 +302,18 @@ class TestInUse:
         assert out.features is not None
         assert out.features.dtype == torch.bfloat16
 
+    def test_a_model_with_an_autocast_of_its_own(self) -> None:
+        class Cast(Plain):
+            def forward(self, images: Tensor) -> Any:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return super().forward(images)
+
+        model = Cast().eval()
+        out = FeatureTap(model)(images_of())
+        assert out.features is not None
+        assert out.features.dtype == torch.bfloat16
+        assert out.head is model.fc
+
     def test_other_sizes_than_the_probe(self) -> None:
         tap = FeatureTap(Transformer().eval(), sample=images_of())
         out = tap(torch.randn(1, 3, 32, 8))

@@ -174,7 +174,8 @@ def _checked(
 ) -> Found:
     """`found`, once its head on the mean of its map has given the model's logits."""
     features = found.view(output, image)
-    expected = nn.functional.linear(features.mean((2, 3)), weight, bias)
+    dtype = features.dtype  # of an autocast within the model, say
+    expected = nn.functional.linear(features.mean((2, 3)), weight.to(dtype), None if bias is None else bias.to(dtype))
     if not _is_close(expected, logits):
         difference = float((expected - logits).abs().max())
         raise TapError(f"{found.head_name!r} of the mean of {found.map_name!r} is {difference:.2g} off the logits")
@@ -207,7 +208,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _is_close(first: Tensor, second: Tensor) -> bool:
     if first.shape != second.shape:
         return False
-    tolerance = RELATIVE_ERROR.get(first.dtype, 1e-4)
+    tolerance = max(RELATIVE_ERROR.get(tensor.dtype, 1e-4) for tensor in (first, second))
     return bool((first - second).abs().max() <= tolerance * second.abs().max())
 
 
