@@ -15,7 +15,7 @@ from benchmarks import check, compare, cpu, gpu, results, show
 from benchmarks.cases import grid
 from benchmarks.machine import facts
 
-ALL_COMPILED = r"float32(?!.*sweep)|sweep of classes"
+ALL_COMPILED = r"float32(?!.*sweep)|class; sweep of classes"
 ONE_AUTOTUNED = r"^CUB-200 ResNet32x4→MobileNetV2, B \d+, [^;]*float32, (spatial|class)$"
 
 
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--replays", type=int, default=20, help="GPU graph replays per figure (default: 20)")
     run.add_argument("--processes", type=int, default=8, help="processes that compile for a GPU (default: 8)")
     run.add_argument("--output", type=Path, help="in place of benchmarks/results/DEVICE-COMMIT.json")
+    run.add_argument("--update", type=Path, help="a result file of this machine: its other entries are kept")
     render = commands.add_parser("render", help="write the README's and docs/benchmarks.md's tables and the plots")
     render.add_argument("files", type=Path, nargs="*", help="result files (default: the newest full one of each kind)")
     pair = commands.add_parser("compare", help="ratios of a second result file to a first; exits with 1 past a limit")
@@ -61,15 +62,19 @@ def run(options: argparse.Namespace) -> int:
     document: results.Document = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
-        "settings": {name: value for name, value in vars(options).items() if name not in ("command", "output")},
+        "settings": {
+            name: value for name, value in vars(options).items() if name not in ("command", "output", "update")
+        },
         "copy_bytes_per_second": rate,
         "entries": [],
     }
-    if options.only:
-        document["settings"]["grid"] += f", only {options.only}"
     path = options.output or results.path_for(machine)
+    if options.update:
+        path, document = options.update, results.updated(options.update, document)
+    elif options.only:
+        document["settings"]["grid"] += f", only {options.only}"
     for entry in entries:
-        document["entries"].append(entry)
+        results.add(document, entry)
         results.write(path, document)
         print(show.text(entry), flush=True)
     print(f"wrote {path}")

@@ -20,6 +20,8 @@ from benchmarks.rivals import AUTOTUNED, COMPILED, CPP, EAGER, RELEASED, RIVALS,
 from benchmarks.workloads import CIFAR_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_MOBILENETV2, Inputs
 
 Entry = dict[str, Any]
+SWEEP_SHARE = 0.5
+"""Of the time of an entry: what a point of a sweep gets, there being many."""
 ON_CPU = (EAGER, RELEASED, COMPILED, AUTOTUNED, CPP)
 OBJECTIVE_WORKLOADS = (CIFAR_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_MOBILENETV2)
 TRAININGS = (objective_steps.CIFAR, objective_steps.CUB_ON_CPU)
@@ -75,7 +77,8 @@ def loss_entry(case: Case, settings: Settings, rate: float) -> Entry:
     for name, rival in ready.items():
         actions[f"{name}/forward"] = partial(rival.loss, *inputs)
         actions[f"{name}/both"] = step_of(rival.loss, inputs)
-    samples = interleaved(actions, settings.seconds) if actions else {}
+    seconds = settings.seconds * (SWEEP_SHARE if case.sweep else 1.0)
+    samples = interleaved(actions, seconds) if actions else {}
     for name, rival in ready.items():
         for part in ("forward", "both"):
             rival.figures[part] = quantiles(samples[f"{name}/{part}"])

@@ -25,6 +25,29 @@ def write(path: Path, document: Document) -> None:
     path.write_text(json.dumps({"format": FORMAT, **document}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def add(document: Document, entry: dict[str, Any]) -> None:
+    """Appends an entry, or puts it in the place of the one of its label."""
+    labels = [known["label"] for known in document["entries"]]
+    if entry["label"] in labels:
+        document["entries"][labels.index(entry["label"])] = entry
+    else:
+        document["entries"].append(entry)
+
+
+def updated(path: Path, document: Document) -> Document:
+    """The file's entries and settings under the new run's date, commit and copy rate.
+
+    Raises:
+        ValueError: the file is of another machine, or of other versions.
+    """
+    known = read(path)
+    changing = ("commit", "is_changed")
+    for name, value in document["machine"].items():
+        if name not in changing and known["machine"].get(name) != value:
+            raise ValueError(f"{path}: {name} was {known['machine'].get(name)!r}, here it is {value!r}")
+    return {**document, "settings": known["settings"], "entries": known["entries"]}
+
+
 def read(path: Path) -> Document:
     """A result file.
 

@@ -203,7 +203,8 @@ def caption(document: Document) -> str:
         f"{machine['commit'][:10]}, {document['date'][:10]}; a copy moves "
         f"{document['copy_bytes_per_second'] / 1e9:,.0f} GB/s, read and written. Medians of forward + backward (loss "
         "and gradients by the student's features, weight and bias), all rivals of a row in turn in one run, "
-        f"{settings['seconds']:g} s each. Maps are random, as after a ReLU; heads give every pixel logits of standard "
+        f"{settings['seconds']:g} s each, half of it in sweeps. Maps are random, as after a ReLU; heads give every "
+        "pixel logits of standard "
         f"deviation {LOGIT_SIZE:g}. Memory is the peak above the tensors given, gradients included. Every backend was "
         "first found right against the float64 reference."
     )

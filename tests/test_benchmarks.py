@@ -96,9 +96,10 @@ class TestRivals:
 class TestGate:
     def test_a_wrong_result_is_refused(self) -> None:
         truth = judge.Truth.of(SMALL)
-        wrong = (truth.eager[0] * 1.01, *truth.eager[1:])
+        right = EAGER.forward_backward(truth.inputs, **SMALL.options)()
+        judge.check(right, truth.eager_errors, truth.exact, summed_rows=16)
         with pytest.raises(judge.WrongResultError, match="loss: error"):
-            judge.check(wrong, truth.eager, truth.exact, summed_rows=16)
+            judge.check((right[0] * 1.01, *right[1:]), truth.eager_errors, truth.exact, summed_rows=16)
 
     def test_a_wrong_backend_gets_no_figure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(judge.Truth, "verdict", lambda truth, rival: ({}, "loss: error 1"))
@@ -206,6 +207,18 @@ class TestFiles:
         assert results.path_for({"cpu": "AMD EPYC", "commit": "0123456789abc"}).name == "cpu-amd-epyc-0123456789.json"
         gpu_machine = {"cpu": "x", "gpu": "NVIDIA H100", "commit": "0123456789abc"}
         assert results.path_for(gpu_machine).name == "gpu-nvidia-h100-0123456789.json"
+
+    def test_an_update_keeps_the_other_entries(self, tmp_path: Path) -> None:
+        path, machine = tmp_path / "cpu.json", {"cpu": "x", "commit": "a"}
+        entries = [{"label": "L", "value": 1}, {"label": "M", "value": 1}]
+        results.write(path, {"machine": machine, "settings": {"grid": "full"}, "entries": entries})
+        new: results.Document = {"machine": {**machine, "commit": "b"}, "settings": {}, "entries": []}
+        document = results.updated(path, new)
+        results.add(document, {"label": "L", "value": 2})
+        assert [entry["value"] for entry in document["entries"]] == [2, 1]
+        assert (document["machine"]["commit"], document["settings"]["grid"]) == ("b", "full")
+        with pytest.raises(ValueError, match="cpu was 'x', here it is 'y'"):
+            results.updated(path, {**new, "machine": {"cpu": "y"}})
 
     def test_text_between_markers_is_replaced(self, tmp_path: Path) -> None:
         path = tmp_path / "page.md"
