@@ -42,7 +42,7 @@ def updated(path: Path, document: Document) -> Document:
     """
     known = read(path)
     changing = ("commit", "is_changed")
-    for name, value in document["machine"].items():
+    for name, value in json.loads(json.dumps(document["machine"])).items():
         if name not in changing and known["machine"].get(name) != value:
             raise ValueError(f"{path}: {name} was {known['machine'].get(name)!r}, here it is {value!r}")
     return {**document, "settings": known["settings"], "entries": known["entries"]}

@@ -209,7 +209,7 @@ class TestFiles:
         assert results.path_for(gpu_machine).name == "gpu-nvidia-h100-0123456789.json"
 
     def test_an_update_keeps_the_other_entries(self, tmp_path: Path) -> None:
-        path, machine = tmp_path / "cpu.json", {"cpu": "x", "commit": "a"}
+        path, machine = tmp_path / "cpu.json", {"cpu": "x", "backends": ("cpp",), "commit": "a"}
         entries = [{"label": "L", "value": 1}, {"label": "M", "value": 1}]
         results.write(path, {"machine": machine, "settings": {"grid": "full"}, "entries": entries})
         new: results.Document = {"machine": {**machine, "commit": "b"}, "settings": {}, "entries": []}
