@@ -34,7 +34,7 @@ BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 
 DATA = ("mnist5k", "digits")
 PAIRS = (("small", "small"), ("small", "narrow"), ("deep", "small"))
-SEEDS = 5
+SEEDS, EPOCHS = 5, 20
 BASELINE = "sd-kd"
 CLASSES = (10, 100, 200, 1000)
 
@@ -88,7 +88,18 @@ def run(cell: Cell, name: str, options: list[str]) -> dict[str, Any]:
     folder = RUNS / "-".join((*cell, *name.split(", "))).replace(" ", "")
     command = [
         *(sys.executable, "train_example.py", "--data", cell.data, "--teacher", cell.teacher),
-        *("--student", cell.student, "--seeds", str(SEEDS), "--out", str(folder), "--resume", *options),
+        *(
+            "--student",
+            cell.student,
+            "--seeds",
+            str(SEEDS),
+            "--epochs",
+            str(EPOCHS),
+            "--out",
+            str(folder),
+            "--resume",
+            *options,
+        ),
         *("--cache", str(RUNS / "teachers"), "--threads", "1"),
     ]
     if not (folder / "summary.json").exists():
@@ -156,8 +167,8 @@ def page(result: dict[str, Any]) -> str:
     count = len(CELLS) * SEEDS
     lines = [
         f"Top-1 beyond SD-KD in points, mean ± standard error of {count} paired differences ({len(DATA)} data sets, "
-        f"{len(PAIRS)} pairs of networks, {SEEDS} seeds), {result['versions']['train_images']} labelled images; torch "
-        f'{result["versions"]["torch"]}. "Clear": the 95 % interval of the mean leaves out 0, no allowance being made '
+        f"{len(PAIRS)} pairs of networks, {SEEDS} seeds), {result['versions']['train_images']} labelled images, "
+        f'{EPOCHS} epochs; torch {result["versions"]["torch"]}. "Clear": the 95 % interval of the mean leaves out 0, no allowance being made '
         f"for there being {len(SETTINGS)} settings.",
         "",
         f"| setting | all | {' | '.join(DATA)} | clear |",
