@@ -164,11 +164,11 @@ def rows(result: dict[str, Any]) -> Iterator[str]:
 
 def page(result: dict[str, Any]) -> str:
     """The measured section."""
-    count = len(CELLS) * SEEDS
+    versions = result["versions"]
     lines = [
-        f"Top-1 beyond SD-KD in points, mean ± standard error of {count} paired differences ({len(DATA)} data sets, "
-        f"{len(PAIRS)} pairs of networks, {SEEDS} seeds), {result['versions']['train_images']} labelled images, "
-        f'{EPOCHS} epochs; torch {result["versions"]["torch"]}. "Clear": the 95 % interval of the mean leaves out 0, no allowance being made '
+        f"Top-1 beyond SD-KD in points, mean ± standard error of {len(CELLS) * SEEDS} paired differences ({len(DATA)} data "
+        f"sets, {len(PAIRS)} pairs of networks, {SEEDS} seeds), {versions['train_images']} labelled images, {EPOCHS} "
+        f"epochs; torch {versions['torch']}. Clear: the 95 % interval of the mean leaves out 0, no allowance being made "
         f"for there being {len(SETTINGS)} settings.",
         "",
         f"| setting | all | {' | '.join(DATA)} | clear |",
