@@ -166,10 +166,10 @@ def page(result: dict[str, Any]) -> str:
     """The measured section."""
     versions = result["versions"]
     lines = [
-        f"Top-1 beyond SD-KD in points, mean ± standard error of {len(CELLS) * SEEDS} paired differences ({len(DATA)} data "
-        f"sets, {len(PAIRS)} pairs of networks, {SEEDS} seeds), {versions['train_images']} labelled images, {EPOCHS} "
-        f"epochs; torch {versions['torch']}. Clear: the 95 % interval of the mean leaves out 0, no allowance being made "
-        f"for there being {len(SETTINGS)} settings.",
+        f"Top-1 beyond SD-KD in points, mean ± standard error of {len(CELLS) * SEEDS} paired differences ({len(DATA)} "
+        f"data sets, {len(PAIRS)} pairs of networks, {SEEDS} seeds), {versions['train_images']} labelled images, "
+        f"{EPOCHS} epochs; torch {versions['torch']}. Clear: the 95 % interval of the mean leaves out 0, no allowance "
+        f"being made for there being {len(SETTINGS)} settings.",
         "",
         f"| setting | all | {' | '.join(DATA)} | clear |",
         "|---|---|---|---|---|",
@@ -208,7 +208,7 @@ def plot(result: dict[str, Any]) -> None:
         axes.errorbar(
             [mean(each) for each in values],
             [place + shift for place in range(len(names))],
-            xerr=[standard_error(each) for each in values],
+            xerr=[standard_error(each) or 0.0 for each in values],
             fmt="o" if not data else ".",
             capsize=2,
             label=data or "both",
