@@ -1,7 +1,7 @@
 """Class form's options chosen by experiment: runs them on real images and writes docs/defaults.md.
 
 `python -m tools.ablate_defaults` trains 390 students in about 20 minutes on two cores; a second call goes on where
-the first stopped. `--render` only writes the page and its plot again.
+the first stopped. `--render` only writes the page and its plot again, `--growth` only its table of gradients against K.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ RUNS = ROOT / "runs/ablation"
 RESULT = ROOT / "docs/defaults.json"
 DOCUMENT = ROOT / "docs/defaults.md"
 PLOT = ROOT / "docs/images/defaults.png"
-BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 
 DATA = ("mnist5k", "digits")
 PAIRS = (("small", "small"), ("small", "narrow"), ("deep", "small"))
@@ -121,7 +120,7 @@ def measure(processes: int) -> dict[str, Any]:
         for (cell, setting), summary in zip(jobs, summaries, strict=True):
             found[cell.name][setting.name] = summary["methods"]["icd-kd"]["top1"]
     versions = {**summary["versions"], "train_images": summary["settings"]["train_images"]}
-    return {"top1": found, "versions": versions, "growth": growth()}
+    return {"top1": found, "versions": versions}
 
 
 def growth() -> dict[str, dict[int, float]]:
@@ -185,19 +184,27 @@ def page(result: dict[str, Any]) -> str:
             f"{mean(numbers[m]):.2f} ± {standard_error(numbers[m]):.2f}" for m in ("none", "kd", BASELINE)
         )
         lines.append(f"| {name} | {numbers['teacher']:.2f} | {cells} |")
-    lines += [
-        "",
+    return "\n".join(lines)
+
+
+def growth_page() -> str:
+    """The section on gradients."""
+    lines = [
         "Norm of iCD's gradient (class form, weight 1) as a multiple of KD's (T = 4), by the local logits:",
         "",
-    ]
-    lines += [
         f"| normalize | {' | '.join(f'K {classes:,}' for classes in CLASSES)} |",
         "|---" * (1 + len(CLASSES)) + "|",
     ]
-    lines += [
-        f"| {name} | {' | '.join(f'{v:.3g}' for v in points.values())} |" for name, points in result["growth"].items()
-    ]
+    for name, points in growth().items():
+        lines.append(f"| {name} | {' | '.join(f'{value:.3g}' for value in points.values())} |")
     return "\n".join(lines)
+
+
+def insert(name: str, text: str) -> None:
+    """Replaces what stands between the page's two markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = DOCUMENT.read_text().partition(begin)
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def plot(result: dict[str, Any]) -> None:
@@ -228,13 +235,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2, help="runs side by side (default: 2)")
     parser.add_argument("--render", action="store_true", help="only write page and plot from docs/defaults.json")
+    parser.add_argument("--growth", action="store_true", help="only write the table of gradients against K")
     arguments = parser.parse_args()
+    if not arguments.render:
+        insert("growth", growth_page())
+    if arguments.growth:
+        return
     if not arguments.render:
         RESULT.write_text(json.dumps(measure(arguments.processes), indent=1, ensure_ascii=False) + "\n")
     result = json.loads(RESULT.read_text())
     plot(result)
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{page(result)}\n{END}{rest.partition(END)[2]}")
+    insert("ablation", page(result))
 
 
 if __name__ == "__main__":
