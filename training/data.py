@@ -16,6 +16,9 @@ from training.seeds import generator
 
 TEST_SHARE = 0.4  # of every class; large, so that the test set's own sampling error stays below a point
 
+WHOLE = slice(None)
+"""All of a batch."""
+
 
 class Batch(NamedTuple):
     """Some images."""
@@ -48,8 +51,13 @@ class DataSet(Protocol):
     def side(self) -> int:
         """Height and width of an image in pixels."""
 
-    def train_batches(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """One epoch over the training images of these row numbers; order and changes depend on (seed, epoch) alone."""
+    def train_batches(
+        self, rows: Tensor, batch_size: int, seed: int, epoch: int, share: slice = WHOLE
+    ) -> Iterator[Batch]:
+        """One epoch over the training images of these row numbers; order and changes depend on (seed, epoch) alone.
+
+        `share` is what of every batch is given.
+        """
 
     def steps_per_epoch(self, count: int, batch_size: int) -> int:
         """How many batches an epoch over `count` images has."""
@@ -84,14 +92,17 @@ class Images:
     def side(self) -> int:
         return self.train_images.shape[-1]
 
-    def train_batches(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+    def train_batches(
+        self, rows: Tensor, batch_size: int, seed: int, epoch: int, share: slice = WHOLE
+    ) -> Iterator[Batch]:
         images, labels = self.train_images[rows], self.train_labels[rows]
         if self.augment is None:
-            yield from epoch_batches(images, labels, batch_size, self.max_shift, seed, epoch)
+            yield from epoch_batches(images, labels, batch_size, self.max_shift, seed, epoch, share)
             return
         draws = generator("epoch", seed, epoch)
         for chosen in torch.randperm(len(labels), generator=draws).to(labels.device).split(batch_size):
-            yield Batch(self.augment(images[chosen], draws), labels[chosen], chosen)
+            changed = self.augment(images[chosen], draws)  # the whole batch: every image has draws of its own
+            yield Batch(changed[share], labels[chosen[share]], chosen[share])
 
     def steps_per_epoch(self, count: int, batch_size: int) -> int:
         return -(-count // batch_size)
@@ -131,16 +142,16 @@ def balanced_subset(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def epoch_batches(
-    images: Tensor, labels: Tensor, batch_size: int, max_shift: int, seed: int, epoch: int
+    images: Tensor, labels: Tensor, batch_size: int, max_shift: int, seed: int, epoch: int, share: slice = WHOLE
 ) -> Iterator[Batch]:
-    """One epoch in an order and with shifts that depend on (seed, epoch) alone."""
+    """One epoch in an order and with shifts that depend on (seed, epoch) alone; `share` of every batch."""
     draws = generator("epoch", seed, epoch)
     order = torch.randperm(len(labels), generator=draws)
     shifts = torch.randint(0, 2 * max_shift + 1, (2, len(labels)), generator=draws)
     order, shifts = order.to(labels.device), shifts.to(labels.device)
     for start in range(0, len(labels), batch_size):
-        rows = order[start : start + batch_size]
-        moved = _shifted(images[rows], shifts[:, start : start + batch_size], max_shift)
+        rows = order[start : start + batch_size][share]
+        moved = _shifted(images[rows], shifts[:, start : start + batch_size][:, share], max_shift)
         yield Batch(moved, labels[rows], rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
@@ -23,12 +24,14 @@ from training.grams import write_grams
 from training.losses import CrossEntropy, Distillation, Loss
 from training.networks import Network
 from training.options import NO_DISTILLATION, Options
+from training.processes import ALONE, LEAST_SHARE, Processes
 from training.progress import Progress
 from training.report import markdown_table, summarize, table
 from training.schedule import Schedule
 from training.seeds import derived_seed
 from training.settings import make_device, make_icd, make_student_objective, resolved
 from training.state import RESULT_FILES, Row, State, open_state
+from training.teacher import BATCH_SIZE as TEACHER_BATCH_SIZE
 from training.teacher import Teacher
 from training.trainer import Optimization, Trainer
 
@@ -37,24 +40,36 @@ PROBED_CLASSES = 10
 """At most, so that the figure of many classes can be read."""
 
 
-def run(options: Options) -> None:
+def run(options: Options, processes: Processes = ALONE) -> None:
     """Runs what is left to run, then writes and prints the results."""
     start = perf_counter()
-    device = make_device(options)
+    device = make_device(options, processes)
+    with processes.connected(device):
+        images, icd, board, settings = processes.after_first(lambda: _prepare(options, device, processes))
+        opening = partial(open_state, options.out, settings, resume=options.resume, overwrite=options.overwrite)
+        state = processes.from_first(opening)
+        teacher = Teacher(images, settings, options.cache, device, processes)
+        with Progress(images, teacher, state, is_shown=processes.is_first) as progress, closing(board):
+            network = teacher.finish(progress.teacher_epoch)
+            experiment = Experiment(images, network, icd, state, processes)
+            experiment.finish(progress.student_epoch, board.add)
+        processes.from_first(experiment.write_results)
+    if processes.is_first:
+        print(f"{teacher.path}: the trained teacher, for later runs\nDone in {perf_counter() - start:.0f} s.")
+
+
+def _prepare(
+    options: Options, device: torch.device, processes: Processes
+) -> tuple[DataSet, ICDLoss, Board, dict[str, Any]]:
+    """All that a wrong option may be found with, before anything is written; and the settings."""
     icd = make_icd(options, device)
     board = Board(options.out / "tensorboard" if options.tensorboard else None)
     images = sources.load(options, device)
     options.train_images = _train_images(options, images)
-    settings = resolved(options, icd, device)
-    state = open_state(options.out, settings, resume=options.resume, overwrite=options.overwrite)
-    teacher = Teacher(images, settings, options.cache, device)
-    with Progress(images, teacher, state) as progress, closing(board):
-        network = teacher.finish(progress.teacher_epoch)
-        evaluation = Evaluation(images, network, settings["kd_temperature"], icd)
-        experiment = Experiment(images, network, icd, evaluation, state)
-        experiment.finish(progress.student_epoch, board.add)
-    _write_results(state, images, evaluation(network)["test_top1"], icd)
-    print(f"{teacher.path}: the trained teacher, for later runs\nDone in {perf_counter() - start:.0f} s.")
+    settings = resolved(options, icd, device, processes.world_size)
+    if processes.world_size > 1:
+        _check_shares(images, settings)
+    return images, icd, board, settings
 
 
 def _train_images(options: Options, images: DataSet) -> int:
@@ -67,6 +82,21 @@ def _train_images(options: Options, images: DataSet) -> int:
             f"--data {options.data} has for training), got {count}"
         )
     return count
+
+
+def _check_shares(images: DataSet, settings: dict[str, Any]) -> None:
+    """Refuses batches of which a process would get too little."""
+    needed = LEAST_SHARE * settings["processes"]
+    student = f"--batch-size {settings['batch_size']}", settings["train_images"], settings["batch_size"]
+    teacher = f"the teacher's batch size, always {TEACHER_BATCH_SIZE}", len(images.train_labels), TEACHER_BATCH_SIZE
+    for name, count, batch_size in (student, teacher):
+        last = min(batch_size, count - (images.steps_per_epoch(count, batch_size) - 1) * batch_size)
+        if last < needed:
+            raise UsageError(
+                f"{name}: {settings['processes']} processes need {needed} images in every batch, {LEAST_SHARE} each, "
+                f"and the last batch of {count} has {last}: start fewer processes, or change --batch-size or "
+                "--train-images where it is the students'"
+            )
 
 
 def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDLoss) -> None:
@@ -87,18 +117,28 @@ def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDL
 
 
 class Experiment:
-    """Every student, in the order of `plan`; `state` says how far it has come."""
+    """Every student, in the order of `plan`; `state` says how far it has come.
 
-    def __init__(self, images: DataSet, teacher: Network, icd: ICDLoss, evaluation: Evaluation, state: State) -> None:
+    Of several processes all train, and the first alone evaluates and writes.
+    """
+
+    def __init__(
+        self, images: DataSet, teacher: Network, icd: ICDLoss, state: State, processes: Processes = ALONE
+    ) -> None:
         self.images = images
         self.teacher = teacher
         self.icd = icd
-        self.evaluation = evaluation
         self.state = state
         self.settings = state.settings
+        self.processes = processes
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Made when it is first asked for, as it runs the teacher on all test images."""
+        return Evaluation(self.images, self.teacher, self.settings["kd_temperature"], self.icd)
 
     def finish(self, *listeners: Callable[[Row], None]) -> None:
-        """Trains what is left; the listeners are told every row."""
+        """Trains what is left; the listeners, in the first process, are told every row."""
         epochs = self.settings["epochs"]
         for index, (seed, method) in enumerate(plan(self.settings)):
             done = len(self.state.rows) - index * epochs  # epochs of this student that are in the rows
@@ -113,28 +153,51 @@ class Experiment:
         student = networks.make(settings["student"], "student", *shape, seed).to(rows.device)
         loss = self._loss(method, student, images.train_labels[rows], seed)
         optimization = Optimization(settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip")))
-        trainer = Trainer(student, loss, optimization, self._schedule(method))
+        steps = images.steps_per_epoch(len(rows), settings["batch_size"])
+        trainer = Trainer(student, loss, optimization, self._schedule(method, steps), self.processes)
+        weights = self.processes.weights(len(rows), settings["batch_size"], steps)
         if epochs_done > 0 and self.state.trainer is not None:
             trainer.restore(self.state.trainer)
         elif seed == settings["seed"]:
-            self._probe("before", student)
+            self.processes.from_first(lambda: self._probe("before", student))
         for epoch in range(epochs_done, settings["epochs"]):
-            torch.manual_seed(derived_seed("draws", seed, epoch))  # CRD's negatives, the same after a resumption
-            batches = images.train_batches(rows, settings["batch_size"], seed, epoch)
-            trained = trainer.train_epoch(batches, epoch + 1)
-            row = make_row(method, seed, epoch + 1, trained, self.evaluation(student))
-            last = epoch + 1 == settings["epochs"]
-            if last and seed == settings["seed"]:
-                self._probe(method, student)
-            self.state.rows.append(row)
-            self.state.trainer = None if last else trainer.state()
-            self.state.save()
-            for tell in listeners:
-                tell(row)
+            draws = derived_seed("draws", seed, epoch) + self.processes.rank
+            torch.manual_seed(draws)  # of CRD's negatives and a network's dropout, the same after a resumption
+            batches = images.train_batches(rows, settings["batch_size"], seed, epoch, self.processes.share)
+            trained = trainer.train_epoch(batches, epoch + 1, weights)
+            keep = partial(self._keep, trainer, method, seed, epoch + 1, trained, listeners)
+            row = self.processes.from_first(keep)
+            if not self.processes.is_first:
+                self.state.rows.append(row)
 
-    def _schedule(self, method: str) -> Schedule:
+    def _keep(
+        self,
+        trainer: Trainer,
+        method: str,
+        seed: int,
+        epoch: int,
+        trained: dict[str, float],
+        listeners: Iterable[Callable[[Row], None]],
+    ) -> Row:
+        """Evaluates and saves a student that has finished an epoch."""
+        student = trainer.network
+        row = make_row(method, seed, epoch, trained, self.evaluation(student))
+        last = epoch == self.settings["epochs"]
+        if last and seed == self.settings["seed"]:
+            self._probe(method, student)
+        self.state.rows.append(row)
+        self.state.trainer = None if last else trainer.state()
+        self.state.save()
+        for tell in listeners:
+            tell(row)
+        return row
+
+    def write_results(self) -> None:
+        """Writes and prints what all students have come to."""
+        _write_results(self.state, self.images, self.evaluation(self.teacher)["test_top1"], self.icd)
+
+    def _schedule(self, method: str, steps: int) -> Schedule:
         settings = self.settings
-        steps = self.images.steps_per_epoch(settings["train_images"], settings["batch_size"])
         warmup_epochs = settings["warmup_epochs"] if method == "ldrld" else 0
         return Schedule(settings["epochs"], steps, settings["schedule"], settings["milestones"], warmup_epochs)
 

@@ -46,7 +46,14 @@ kept; the student sees --train-images labelled ones, over several seeds. Prints 
 EPILOG = """\
 Stopping and going on: Ctrl-C or a kill loses at most the epoch under way. The same command with --resume goes on and
 ends with the numbers an unbroken run has (bit for bit on a CPU). Without --resume or --overwrite, a folder that
-already holds a run is left alone, with an error."""
+already holds a run is left alone, with an error.
+
+Several GPUs or processes: torchrun --nproc-per-node N train_example.py ... trains every teacher and student on N GPUs
+of this machine, or with --device cpu in N processes. Each process takes its share of every batch: --batch-size stays
+the size of all shares together, and gradients and the losses in metrics.jsonl are the means over all of it. Three
+things see no more than a share, so that the numbers depend on N: BatchNorm, as in any distributed training (the first
+process's running statistics are kept), sp, and --gram sample. crd takes one process. A resumed run needs the same N,
+and has an unbroken one's numbers bit for bit on a CPU with N of 2; with more, sums may be taken in another order."""
 
 
 class Options(argparse.Namespace):
@@ -153,7 +160,8 @@ def _add_student(group: argparse._ArgumentGroup) -> None:
         type=_natural,
         default=0,
         metavar="N",
-        help="processes that decode photographs; 0 decodes in the training's own (default: %(default)s)",
+        help="processes that decode photographs, beside each that trains; 0 decodes in the training's own "
+        "(default: %(default)s)",
     )
     add(
         "--student",
@@ -439,16 +447,17 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         type=_device,
         default="auto",
         metavar="NAME",
-        help="auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU (default: %(default)s)",
+        help="auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU; under torchrun auto and cuda "
+        "give each process a GPU of its own (default: %(default)s)",
     )
     add(
         "--threads",
         type=_positive_int,
         default=1,
         metavar="N",
-        help="CPU threads. They wait for each other at every layer of networks this small, so that more than one can "
-        "take many times longer where another program keeps a core busy; the numbers depend on it in their last digits "
-        "(default: %(default)s thread)",
+        help="CPU threads of each process. They wait for each other at every layer of networks this small, so that "
+        "more than one can take many times longer where another program keeps a core busy; the numbers depend on it in "
+        "their last digits (default: %(default)s thread)",
     )
 
 

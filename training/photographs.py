@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from training import cub200
 from training.cub200 import Photos
-from training.data import Batch
+from training.data import WHOLE, Batch
 from training.errors import UsageError
 from training.seeds import generator
 
@@ -48,12 +49,26 @@ class Photographs:
     def side(self) -> int:
         return cub200.SIDE
 
-    def train_batches(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+    def train_batches(
+        self, rows: Tensor, batch_size: int, seed: int, epoch: int, share: slice = WHOLE
+    ) -> Iterator[Batch]:
         photos = self.train.at(rows.cpu())
         order = torch.randperm(len(rows), generator=generator("epoch", seed, epoch))  # as `cub200.epoch_batches` draws
-        batches = cub200.epoch_batches(photos, batch_size, seed, epoch, self.device, self.workers)
+        if share == WHOLE:
+            batches = cub200.epoch_batches(photos, batch_size, seed, epoch, self.device, self.workers)
+        else:
+            batches = self._shares(photos, batch_size, seed, epoch, share)
         for (images, labels), indices in zip(batches, order.split(batch_size), strict=False):
-            yield Batch(images, labels, indices.to(self.device))
+            yield Batch(images, labels, indices[share].to(self.device))
+
+    def _shares(self, photos: Photos, batch_size: int, seed: int, epoch: int, share: slice) -> cub200.Batches:
+        """As `cub200.epoch_batches`, with its draws, but of every batch only the share, and no more is decoded."""
+        draws = generator("epoch", seed, epoch)
+        shuffled = photos.at(torch.randperm(len(photos.files), generator=draws))
+        squares = cub200._Squares(shuffled, torch.rand(len(photos.files), 3, generator=draws))
+        batches = torch.arange(len(photos.files)).split(batch_size)
+        shares = [batch[share].tolist() for batch in batches if len(batch) == batch_size]
+        return cub200._batches(DataLoader(squares, batch_sampler=shares, num_workers=self.workers), self.device)
 
     def steps_per_epoch(self, count: int, batch_size: int) -> int:
         if count < batch_size:

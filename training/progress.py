@@ -20,7 +20,7 @@ TEST_COST = 0.15
 class Progress:
     """A bar that counts work, not epochs: a teacher's epoch takes many times a student's."""
 
-    def __init__(self, images: DataSet, teacher: Teacher, state: State) -> None:
+    def __init__(self, images: DataSet, teacher: Teacher, state: State, *, is_shown: bool = True) -> None:
         settings = state.settings
         self.teacher_epochs = teacher.epochs
         self.student_epochs: int = settings["epochs"]
@@ -35,6 +35,7 @@ class Progress:
             bar_format="{l_bar}{bar}| {elapsed}, {remaining} left{postfix}",
             mininterval=0.1 if sys.stderr.isatty() else 10,
             dynamic_ncols=True,
+            disable=not is_shown,
         )
         self.bar.set_description("teacher" if teacher_left else "students")
 

@@ -12,6 +12,7 @@ from icd_kernels.backends import choose
 from icd_kernels.objectives import Objective, make_objective
 from training.errors import UsageError
 from training.options import NO_DISTILLATION, Options
+from training.processes import ALONE, Processes
 from training.seeds import derived_seed
 
 _RELEASED = {"gram": "spatial", "normalize": "l2", "temperature": 2.0, "weight": 2.0}
@@ -29,17 +30,34 @@ MILESTONES = (150 / 240, 180 / 240, 210 / 240)
 """The shares of a training after which the paper's recipes lower the learning rate."""
 
 
-def make_device(options: Options) -> torch.device:
-    """The device of --device; --threads takes effect."""
+def make_device(options: Options, processes: Processes = ALONE) -> torch.device:
+    """The device of --device, for each of several processes its own GPU; --threads takes effect."""
     torch.set_num_threads(options.threads)
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(options.device)
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and processes.world_size > 1:
+        return _own_gpu(device, processes)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"--device {device}: PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA GPUs here"
         )
     return device
+
+
+def _own_gpu(device: torch.device, processes: Processes) -> torch.device:
+    """The GPU of this process's number."""
+    if device.index is not None:
+        raise UsageError(
+            f"--device must be auto, cpu or cuda in several processes, where each takes a GPU of its own, got {device}"
+        )
+    if processes.local_world_size > torch.cuda.device_count():
+        raise UsageError(
+            f"--device cuda: {processes.local_world_size} processes need a GPU each, and PyTorch {torch.__version__} "
+            f"sees {torch.cuda.device_count()} here: start fewer, or give --device cpu"
+        )
+    return torch.device("cuda", processes.local_rank)
 
 
 def make_icd(options: Options, device: torch.device) -> ICDLoss:
@@ -54,8 +72,11 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
         raise UsageError(f"iCD option: {error}") from error
 
 
-def resolved(options: Options, icd: ICDLoss, device: torch.device) -> dict[str, Any]:
-    """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only."""
+def resolved(options: Options, icd: ICDLoss, device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only.
+
+    "processes" is how many torchrun has started, 1 without it.
+    """
     student = ("data", "student", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
     optimization = ("schedule", "weight_decay", "nesterov", "clip")
     teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed")
@@ -71,8 +92,9 @@ def resolved(options: Options, icd: ICDLoss, device: torch.device) -> dict[str, 
         "milestones": _milestones(options),
         "baseline": _baseline(options),
         "backend": icd.backend,
-        "device": str(device),
+        "device": str(device) if processes == 1 else device.type,
         "threads": options.threads,
+        "processes": processes,
     }
     _check_objectives(settings)
     return settings
@@ -123,6 +145,11 @@ def _objective_options(method: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _check_objectives(settings: dict[str, Any]) -> None:
     """Builds every method once, for a wrong option to be told before the teacher is trained."""
+    if settings["processes"] > 1 and "crd" in settings["methods"]:
+        raise UsageError(
+            "--methods must not have crd in several processes, whose memories of the images would differ, got "
+            f"{settings['processes']} processes: leave it out, or start without torchrun"
+        )
     for method in settings["methods"]:
         try:
             if method != NO_DISTILLATION:

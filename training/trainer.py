@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import repeat
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from training.data import Batch
 from training.errors import UsageError
 from training.losses import Loss
 from training.networks import Network
+from training.processes import ALONE, Processes
 from training.schedule import Schedule
 
 MOMENTUM = 0.9
@@ -32,10 +34,23 @@ class Optimization(NamedTuple):
 
 
 class Trainer:
-    """A network and its loss with their optimizer and schedule."""
+    """A network and its loss with their optimizer and schedule.
 
-    def __init__(self, network: Network, loss: Loss, optimization: Optimization, schedule: Schedule) -> None:
+    Of several processes each trains on its share of every batch. A loss must not have parameters of its own then:
+    nothing would average their gradients.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss,
+        optimization: Optimization,
+        schedule: Schedule,
+        processes: Processes = ALONE,
+    ) -> None:
         self.network = network
+        self.parallel = processes.parallel(network)
+        self.processes = processes
         self.loss = loss
         self.clip = optimization.clip
         self.parameters = [*network.parameters(), *loss.module.parameters()]
@@ -48,21 +63,32 @@ class Trainer:
         )
         self.schedule = LambdaLR(self.optimizer, schedule.factor)
 
-    def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
-        """Trains on every batch; epochs count from 1. Returns the means of the loss's terms, and "seconds_per_step"."""
+    def train_epoch(
+        self, batches: Iterable[Batch], epoch: int, weights: Iterable[float] | None = None
+    ) -> dict[str, float]:
+        """Trains on every batch. Returns the means of the loss's terms over all images, and "seconds_per_step".
+
+        Args:
+            batches: this process's share of each.
+            epoch: counted from 1.
+            weights: as `Processes.weights`; None is 1 for every batch.
+        """
         self.network.train()
         self.loss.module.train()
         start = perf_counter()
         sums: dict[str, Tensor] = {}
         steps = images_seen = 0
-        for batch in batches:
-            terms = self.loss(self.network, batch, epoch)
-            self._step(terms["loss"])
+        for batch, weight in zip(batches, repeat(1.0) if weights is None else weights, strict=False):
+            terms = self.loss(self.parallel, batch, epoch)
+            self._step(terms["loss"] if weight == 1 else weight * terms["loss"])
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach() * len(batch.labels)
             steps += 1
             images_seen += len(batch.labels)
-        means = {name: float(total) / images_seen for name, total in sums.items()}  # the epoch's only wait for the GPU
+        totals = [float(total) for total in sums.values()]  # the epoch's only wait for the GPU
+        *totals, count = self.processes.summed([*totals, images_seen])
+        means = {name: total / count for name, total in zip(sums, totals, strict=True)}
+        self.processes.take_buffers_of_first(self.network)
         seconds = perf_counter() - start
         if not all(math.isfinite(mean) for mean in means.values()):
             raise UsageError(
