@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The examples with the real libraries, in an environment of their own, and the installed package without its sources.
-#   tools/check_integrations.sh [FOLDER]      FOLDER (default: /tmp/venv-integrations) is made once, and kept
+#   tools/check_integrations.sh [FOLDER]      FOLDER (default: build/integrations) is made once, and kept
 # TORCH and TORCHVISION choose versions, PYTHON the interpreter; ARGS="-k timm" is passed on to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder="${1:-/tmp/venv-integrations}"
+mkdir -p "${1:-build/integrations}"
+folder="$(cd "${1:-build/integrations}" && pwd)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 python="$folder/bin/python"
