@@ -12,7 +12,7 @@ from benchmarks.cases import small
 from benchmarks.cpu import Settings, loss_entry
 from benchmarks.results import seconds
 
-LIMITS = {"spatial": 1.2, "class": 6.0}
+LIMITS = {"spatial": 1.1, "class": 4.0}
 """By form: eager / ours, forward + backward."""
 SETTINGS = Settings(threads=2, seconds=1.0, compiled="^$", autotuned="^$", measures_memory=False)
 
