@@ -73,9 +73,9 @@ class TestLaunch:
         try:
             torch.set_float32_matmul_precision("highest")
             assert plan.precision(torch.float32) == "tf32x3"
-            assert plan.gram_precision(torch.float32) == "ieee"
+            assert plan.gram_precision("tf32x3") == "ieee"
             torch.set_float32_matmul_precision("high")
-            assert plan.precision(torch.float32) == plan.gram_precision(torch.float32) == "tf32"
+            assert plan.precision(torch.float32) == plan.gram_precision("tf32") == "tf32"
             assert plan.precision(torch.float64) == "ieee"
             monkeypatch.setattr(torch.version, "hip", "6.0")
             assert plan.precision(torch.float32) == "ieee"
@@ -98,9 +98,10 @@ class TestLaunch:
         assert sum(view.numel() for view in first[1:]) <= counters.SLOT - 2
 
     def test_plans_do_not_grow_with_calls(self) -> None:
-        plan, launch = part("plan"), part("launch")
-        features, weight = torch.randn(2, 4, 3, 3), torch.randn(5, 4)
-        plans = [plan.plan_network(features, weight, torch.float32, (1, 2), "nested") for _ in range(100)]
+        plan, region_logits = part("plan"), part("region_logits")
+        tensors = (torch.randn(2, 4, 3, 3), torch.randn(5, 4), None)
+        plans = [
+            region_logits._plan(*map(plan.layout, tensors), torch.float32, "ieee", (1, 2), "nested", False)
+            for _ in range(100)
+        ]
         assert all(each is plans[0] for each in plans)
-        constants = plan.plan_network(features, weight, torch.float32, (1, 2), "nested").constants
-        assert launch.grouped(constants) is launch.grouped(constants)

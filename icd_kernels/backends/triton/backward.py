@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,9 +15,20 @@ from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import add_covered, cell_windows, channel_offsets, covers, pixel_offsets, store
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
 from icd_kernels.backends.triton.gram_stage import fold_gradient
-from icd_kernels.backends.triton.launch import launch
-from icd_kernels.backends.triton.plan import LANGUAGE_DTYPES, ceil_div, firsts, parts, precision, workspace
-from icd_kernels.backends.triton.structs import GROUPS, Backward, NetworkConstants
+from icd_kernels.backends.triton.launch import Launch
+from icd_kernels.backends.triton.plan import (
+    LANGUAGE_DTYPES,
+    Layout,
+    ceil_div,
+    firsts,
+    group_rows,
+    layout,
+    parts,
+    precision,
+    spaces,
+    workspace,
+)
+from icd_kernels.backends.triton.structs import Backward, NetworkConstants
 from icd_kernels.backends.triton.tasks import arrive, draw_task, is_last_task, reset, wait_for
 from icd_kernels.geometry import base_scales, cell_count, is_folded
 from icd_kernels.operators import keeps_logits
@@ -295,15 +307,19 @@ def region_logits_backward(
     batch, _, height, width = size
     gradient = grad_logits.transpose(1, 2)  # [B, N, K]
     if is_folded(scales, pyramid, height, width) and batch > 0:
-        finest = max(scales)
-        folded = gradient.new_empty((batch, finest * finest, gradient.shape[2]))
-        launch(
-            fold_kernel, batch, gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2],
-            ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=tuple(scales), FIRSTS=firsts(scales), FINEST=finest,
-            ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
-        )  # fmt: skip
+        folded = gradient.new_empty((batch, max(scales) ** 2, gradient.shape[2]))
+        launch = _fold_launch(layout(gradient), tuple(scales))
+        launch(gradient.device, gradient, *gradient.stride(), folded, gradient.shape[2], given=(gradient,))
         gradient = folded
     return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+
+
+@lru_cache(maxsize=1024)
+def _fold_launch(gradient: Layout, scales: tuple[int, ...]) -> Launch:
+    return Launch(
+        fold_kernel, gradient.shape[0], ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=scales, FIRSTS=firsts(scales),
+        FINEST=max(scales), ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
+    )  # fmt: skip
 
 
 def _gradients(
@@ -321,108 +337,117 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by features, weight and bias from dl/dz (B, base cells, K) of any strides; empty where not wanted."""
     by_features, by_weight, by_bias = wanted
-    batch, channels = size[:2]
-    classes = weight.shape[0]
-    features = torch.empty_strided(size, stride, dtype=dtype, device=weight.device) if by_features else None
-    weights = torch.empty_like(weight, memory_format=torch.contiguous_format) if by_weight else None
-    bias = weight.new_empty(classes, dtype=bias_dtype) if by_bias else None
     outputs = (
-        weight.new_empty(0, dtype=dtype) if features is None else features,
-        weight.new_empty(0) if weights is None else weights,
-        weight.new_empty(0, dtype=bias_dtype) if bias is None else bias,
+        torch.empty_strided(
+            size if by_features else (0,), stride if by_features else (1,), dtype=dtype, device=weight.device
+        ),
+        weight.new_empty(weight.shape if by_weight else (0,)),
+        weight.new_empty(weight.shape[0] if by_bias else 0, dtype=bias_dtype),
     )
-    if batch == 0:
+    if size[0] == 0:
         return outputs[0], outputs[1].zero_(), outputs[2].zero_()
-
-    constants, group_images, group_tiles = _plan(
-        tuple(size), tuple(stride), gradient.dtype, dtype, tuple(scales), pyramid, precision(gradient.dtype)
-    )
-    groups = ceil_div(batch, group_images)
-    blocks = ceil_div(classes, constants.ROW_BLOCK)
-    cell_tasks = groups * group_tiles * ceil_div(channels, constants.CLASS_BLOCK) if by_features else 0
-    tiles = blocks * (ceil_div(channels, constants.CLASS_BLOCK) if by_weight else 1) if by_weight or by_bias else 0
-    constants = constants._replace(
-        SPLITS=configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK),
-        ROWS_APART=gradient.stride(0) != constants.CELLS * gradient.stride(1),
-    )
-    weight_tasks = tiles * constants.SPLITS
-    scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
+    plan = _plan(
+        layout(gradient), layout(upstream), layout(weight), Layout(tuple(size), tuple(stride), dtype), bias_dtype,
+        tuple(scales), pyramid, tuple(wanted), precision(gradient.dtype),
+    )  # fmt: skip
     is_shared = upstream is not None and upstream.ndim == 0
-    cells_space, partial = workspace(
-        gradient, gradient.dtype, batch * constants.CELLS * channels if by_features else 0,
-        0 if constants.SPLITS == 1 else constants.SPLITS * classes * (channels * by_weight + 1),
-    )  # fmt: skip
+    cells_space, partial = workspace(gradient, gradient.dtype, plan.spaces)
     job = Backward(
-        p_gradient=gradient,
-        stride_image=gradient.stride(0),
-        stride_cell=gradient.stride(1),
-        stride_class=gradient.stride(2),
-        p_upstream=None if is_shared else upstream,
-        stride_upstream=0 if upstream is None or is_shared else upstream.stride(0),
-        p_scale=upstream if is_shared else None,
-        p_pooled=pooled if by_weight else None,
-        p_weight=weight,
-        weight_stride_class=weight.stride(0),
-        weight_stride_depth=weight.stride(1),
-        p_cells=cells_space,
-        p_features=features,
-        feature_stride_image=stride[0],
-        feature_stride_channel=stride[1],
-        feature_stride_row=stride[2],
-        feature_stride_column=stride[3],
-        p_partial=partial,
-        p_weight_gradient=weights,
-        p_bias_gradient=bias,
-        batch=batch,
-        classes=classes,
-        channels=channels,
-        group_images=group_images,
-        group_tiles=group_tiles,
-        cell_tasks=cell_tasks,
-        weight_tasks=weight_tasks,
+        gradient,
+        None if is_shared else upstream,
+        upstream if is_shared else None,
+        pooled if by_weight else None,
+        weight,
+        cells_space,
+        outputs[0] if by_features else None,
+        partial,
+        outputs[1] if by_weight else None,
+        outputs[2] if by_bias else None,
+        *plan.numbers,
     )
-    launch(
-        backward_kernel, cell_tasks + weight_tasks + scatter_tasks, weight.device, job,
-        counter_slots.counters_for(weight.device), CONSTANTS=constants, SLOT=counter_slots.SLOT,
-    )  # fmt: skip
+    plan.launch(
+        weight.device, job, counter_slots.counters_for(weight.device), given=(gradient, upstream, pooled, weight)
+    )
     return outputs
+
+
+class _Plan(NamedTuple):
+    """All that a call needs but tensors."""
+
+    numbers: tuple[int, ...]
+    """Those of `Backward`, in its order."""
+    spaces: tuple[int, ...]
+    launch: Launch
 
 
 @lru_cache(maxsize=1024)
 def _plan(
-    size: tuple[int, int, int, int],
-    stride: tuple[int, int, int, int],
-    math_dtype: torch.dtype,
-    feature_dtype: torch.dtype,
+    gradient: Layout,
+    upstream: Layout | None,
+    weight: Layout,
+    features: Layout,
+    bias_dtype: torch.dtype,
     scales: tuple[int, ...],
     pyramid: str,
+    wanted: tuple[bool, bool, bool],
     products: str,
-) -> tuple[NetworkConstants, int, int]:
-    """Constants of the launch, images of a group, and row tiles of a group."""
-    batch, channels, height, width = size
+) -> _Plan:
+    """`features`, `bias_dtype`: of the gradients to write."""
+    by_features, by_weight, by_bias = wanted
+    classes, channels = weight.shape
+    batch = features.shape[0]
+    constants = _constants(gradient, features, scales, pyramid, products)
+    group_images, group_tiles = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
+    blocks = ceil_div(channels, constants.CLASS_BLOCK)
+    cell_tasks = ceil_div(batch, group_images) * group_tiles * blocks if by_features else 0
+    tiles = ceil_div(classes, constants.ROW_BLOCK) * (blocks if by_weight else 1) if by_weight or by_bias else 0
+    splits = configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK)
+    scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
+    stride_upstream = 0 if upstream is None or not upstream.shape else upstream.stride[0]
+    return _Plan(
+        numbers=(
+            *(*gradient.stride, stride_upstream, *weight.stride, *features.stride),
+            *(batch, classes, channels, group_images, group_tiles, cell_tasks, tiles * splits),
+        ),
+        spaces=spaces(
+            batch * constants.CELLS * channels if by_features else 0,
+            0 if splits == 1 else splits * classes * (channels * by_weight + 1),
+        ),
+        launch=Launch(
+            backward_kernel,
+            cell_tasks + tiles * splits + scatter_tasks,
+            CONSTANTS=constants._replace(SPLITS=splits),
+            SLOT=counter_slots.SLOT,
+        ),
+    )
+
+
+def _constants(
+    gradient: Layout, features: Layout, scales: tuple[int, ...], pyramid: str, products: str
+) -> NetworkConstants:
+    """What the kernel is compiled for, but for the parts of the weight's gradient."""
+    _, channels, height, width = features.shape
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
-    row_block, class_block, depth_block = configs.product_blocks(math_dtype, products)
-    constants = NetworkConstants(
-        ACC=LANGUAGE_DTYPES[math_dtype],
-        POOL=LANGUAGE_DTYPES[math_dtype],
+    row_block, class_block, depth_block = configs.product_blocks(gradient.dtype, products)
+    return NetworkConstants(
+        ACC=LANGUAGE_DTYPES[gradient.dtype],
+        POOL=LANGUAGE_DTYPES[gradient.dtype],
         SCALES=base,
         FIRSTS=firsts(base),
         CELLS=cells,
         HEIGHT=height,
         WIDTH=width,
-        ALIGN=math.gcd(stride[1], 16),
-        FLAT=height == 1 or stride[2] == width * stride[3],
-        ROWS_APART=False,
+        ALIGN=math.gcd(features.stride[1], 16),
+        FLAT=height == 1 or features.stride[2] == width * features.stride[3],
+        ROWS_APART=gradient.stride[0] != cells * gradient.stride[1],
         SPLITS=1,
         PRECISION=products,
-        PARTS=parts(LANGUAGE_DTYPES[math_dtype]),
+        PARTS=parts(LANGUAGE_DTYPES[gradient.dtype]),
         CELL_BLOCK=configs.cell_block(cells),
-        PIXEL_BLOCK=configs.pixel_block(height * width, math_dtype),
-        CHANNEL_BLOCK=configs.channel_block(channels, cells, 8 * feature_dtype.itemsize),
+        PIXEL_BLOCK=configs.pixel_block(height * width, gradient.dtype),
+        CHANNEL_BLOCK=configs.channel_block(channels, cells, 8 * features.dtype.itemsize),
         ROW_BLOCK=row_block,
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,
     )
-    group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
-    return constants, group_images, ceil_div(group_images * cells, row_block)

@@ -1,6 +1,7 @@
 """gram_kl: the Gram stage on logits that are already there, in one launch; and its backward."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -11,8 +12,18 @@ from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import store
 from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
-from icd_kernels.backends.triton.launch import launch
-from icd_kernels.backends.triton.plan import ceil_div, gram_precision, plan_gram, workspace
+from icd_kernels.backends.triton.launch import Launch
+from icd_kernels.backends.triton.plan import (
+    GramPlan,
+    Layout,
+    ceil_div,
+    gram_precision,
+    layout,
+    plan_gram,
+    precision,
+    spaces,
+    workspace,
+)
 from icd_kernels.backends.triton.structs import Logits, LogitsConstants, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
@@ -108,8 +119,14 @@ def _scale(gradient: Tensor, saved: Tensor, upstream: Tensor | None) -> None:
     """Writes `saved` times the images' upstream gradient, if any, in the dtype of `gradient`."""
     size = saved.shape[1] * saved.shape[2]
     stride = 0 if upstream is None or upstream.ndim == 0 else upstream.stride(0)
-    programs = saved.shape[0] * ceil_div(size, SCALE_BLOCK)
-    launch(scale_kernel, programs, saved.device, gradient, saved, upstream, stride, size, BLOCK=SCALE_BLOCK)
+    launch = _scale_launch(layout(saved), gradient.dtype, layout(upstream))
+    launch(saved.device, gradient, saved, upstream, stride, size, given=(saved, upstream))
+
+
+@lru_cache(maxsize=1024)
+def _scale_launch(saved: Layout, dtype: torch.dtype, upstream: Layout | None) -> Launch:
+    batch, cells, classes = saved.shape
+    return Launch(scale_kernel, batch * ceil_div(cells * classes, SCALE_BLOCK), BLOCK=SCALE_BLOCK)
 
 
 def backward_of_rows(
@@ -150,17 +167,12 @@ def run_gram(
     finest: int = 0,
 ) -> None:
     """Launches the Gram stage on logits (B, N, K) of any strides, writing to `loss`, `gradient` and `raw`."""
-    batch, cells, classes = student.shape
-    constants = LogitsConstants(SPLITS=1, FINEST=0)
-    plan = plan_gram(
-        batch, classes, loss.dtype, tuple(scales), tuple(scale_weights), gram, normalize, reduction,
-        gradient is not None, finest, gram_precision(loss.dtype), constants, constants,
-        configs.class_sum(classes), configs.double_cost(loss.device),
+    plan, sizes, launch = _plan(
+        *map(layout, (student, teacher, raw, upstream)), loss.device, loss.dtype, precision(loss.dtype),
+        configs.class_sum(student.shape[2]), tuple(scales), tuple(scale_weights), gram, normalize, reduction,
+        gradient is not None, finest,
     )  # fmt: skip
-    z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = workspace(
-        loss, loss.dtype, batch * cells * classes, batch * cells * classes, batch * cells, plan.rows_size,
-        batch * plan.units, 0 if reduction == "none" else batch, batch * cells * classes if finest else 0,
-    )  # fmt: skip
+    z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = workspace(loss, loss.dtype, sizes)
     work = Work(
         p_student=z_student,
         p_teacher=z_teacher,
@@ -180,23 +192,53 @@ def run_gram(
         group_cells=plan.group_cells,
     )
     launch(
-        gram_kl_kernel,
-        plan.tasks,
         loss.device,
         _given(student),
         _given(teacher),
         work,
         counter_slots.counters_for(loss.device),
-        batch,
-        classes,
+        student.shape[0],
+        student.shape[2],
         temperature,
-        registers=configs.registers(gram, classes) if gram == "class" else None,
-        FORM=plan.form,
-        SLOT=counter_slots.SLOT,
+        given=(student, teacher, gradient, upstream),
     )
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    student: Layout,
+    teacher: Layout,
+    raw: Layout | None,
+    upstream: Layout | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    products: str,
+    class_sum: str,
+    scales: tuple[int, ...],
+    scale_weights: tuple[float, ...],
+    gram: str,
+    normalize: str,
+    reduction: str,
+    gradient: bool,
+    finest: int,
+) -> tuple[GramPlan, tuple[int, ...], Launch]:
+    """The Gram stage, its workspace and its launch."""
+    batch, cells, classes = student.shape
+    constants = LogitsConstants(SPLITS=1, FINEST=0)
+    plan = plan_gram(
+        batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient, finest,
+        gram_precision(products), constants, constants, class_sum, configs.double_cost(device),
+    )  # fmt: skip
+    image = batch * cells * classes
+    sizes = spaces(
+        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
+        image if finest else 0,
+    )  # fmt: skip
+    registers = configs.registers(gram, classes) if gram == "class" else None
+    return plan, sizes, Launch(gram_kl_kernel, plan.tasks, registers=registers, FORM=plan.form, SLOT=counter_slots.SLOT)
 
 
 def _given(logits: Tensor) -> Logits:
     """Logits (B, N, K) that wait for nothing."""
     image, cell, depth = logits.stride()
-    return Logits(logits, 0, image, cell, depth, None, 0, 1)
+    return Logits(logits, None, 0, image, cell, depth, 0, 1)

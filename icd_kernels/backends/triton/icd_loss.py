@@ -1,6 +1,8 @@
 """icd_loss: from two feature maps to the loss and dl/dz in one launch."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -10,8 +12,19 @@ from torch import Tensor
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
-from icd_kernels.backends.triton.launch import launch
-from icd_kernels.backends.triton.plan import gram_precision, plan_gram, plan_network, workspace
+from icd_kernels.backends.triton.launch import Launch
+from icd_kernels.backends.triton.plan import (
+    GramPlan,
+    Layout,
+    NetworkPlan,
+    gram_precision,
+    layout,
+    plan_gram,
+    plan_network,
+    precision,
+    spaces,
+    workspace,
+)
 from icd_kernels.backends.triton.pooling import pool_task
 from icd_kernels.backends.triton.projection import project_task
 from icd_kernels.backends.triton.structs import Work
@@ -61,6 +74,79 @@ def icd_loss_kernel(
             reset(counters, SLOT)
 
 
+class _Plan(NamedTuple):
+    """All that a call needs but tensors."""
+
+    student: NetworkPlan
+    teacher: NetworkPlan
+    gram: GramPlan
+    keeps: bool
+    """Whether logits are saved, rather than dl/dz."""
+    saved_shape: tuple[int, ...]
+    pooled_shape: tuple[int, ...]
+    spaces: tuple[int, ...]
+    launch: Launch
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    student_features: Layout,
+    student_weight: Layout,
+    student_bias: Layout | None,
+    teacher_features: Layout,
+    teacher_weight: Layout,
+    teacher_bias: Layout | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    products: str,
+    class_sum: str,
+    scales: tuple[int, ...],
+    scale_weights: tuple[float, ...],
+    gram: str,
+    pyramid: str,
+    normalize: str,
+    reduction: str,
+    save_gradient: bool,
+    save_pooled: bool,
+) -> _Plan:
+    batch, classes = student_features.shape[0], student_weight.shape[0]
+    student = plan_network(student_features, student_weight, student_bias, dtype, products, scales, pyramid)
+    teacher = plan_network(teacher_features, teacher_weight, teacher_bias, dtype, products, scales, pyramid)
+    keeps = keeps_logits(gram, reduction) and save_gradient
+    gradient = save_gradient and not keeps
+    plan = plan_gram(
+        batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient,
+        student.finest if gradient else 0, gram_precision(products), student.logits_constants,
+        teacher.logits_constants, class_sum, configs.double_cost(device),
+    )  # fmt: skip
+    cells, base = plan.form.CELLS, student.constants.CELLS
+    saved_shape = (2, batch, cells, classes) if keeps else (batch, base, classes)
+    image = batch * cells * classes
+    sizes = spaces(
+        teacher.pooled_size, 0 if save_pooled else student.pooled_size, teacher.logits_size, student.logits_size,
+        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
+        image if plan.form.FINEST > 0 else 0,
+    )  # fmt: skip
+    return _Plan(
+        student=student,
+        teacher=teacher,
+        gram=plan,
+        keeps=keeps,
+        saved_shape=saved_shape if save_gradient else (0,),
+        pooled_shape=(batch, base, student_features.shape[1]) if save_pooled else (0,),
+        spaces=sizes,
+        launch=Launch(
+            icd_loss_kernel,
+            teacher.pool_tasks + student.pool_tasks + teacher.project_tasks + student.project_tasks + plan.tasks,
+            registers=configs.registers(gram, classes),
+            STUDENT=student.constants,
+            TEACHER=teacher.constants,
+            FORM=plan.form,
+            SLOT=counter_slots.SLOT,
+        ),
+    )
+
+
 def icd_loss(
     student_features: Tensor,
     student_weight: Tensor,
@@ -80,70 +166,54 @@ def icd_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator icd_loss (icd_kernels/operators.py): loss, and dl/dz (or logits) and pooled features to save."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
-    dtype = compute_dtype(*tensors)
+    dtype, device = compute_dtype(*tensors), student_features.device
     batch, classes = student_features.shape[0], student_weight.shape[0]
-    student = plan_network(student_features, student_weight, dtype, scales, pyramid)
-    teacher = plan_network(teacher_features, teacher_weight, dtype, scales, pyramid)
-    keeps = keeps_logits(gram, reduction) and save_gradient
-    gradient = save_gradient and not keeps
-
-    plan = plan_gram(
-        batch, classes, dtype, tuple(scales), tuple(scale_weights), gram, normalize, reduction, gradient,
-        student.finest if gradient else 0, gram_precision(dtype), student.logits_constants, teacher.logits_constants,
-        configs.class_sum(classes), configs.double_cost(student_features.device),
+    plan = _plan(
+        *map(layout, tensors), device, dtype, precision(dtype), configs.class_sum(classes), tuple(scales),
+        tuple(scale_weights), gram, pyramid, normalize, reduction, save_gradient, save_pooled,
     )  # fmt: skip
-    cells, base, image = plan.form.CELLS, student.constants.CELLS, plan.form.CELLS * classes
     loss = student_features.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
-    saved_shape = (2, batch, cells, classes) if keeps else (batch, base, classes)
-    saved = loss.new_empty(saved_shape if save_gradient else (0,))
-    pooled = loss.new_empty((batch, base, student_features.shape[1]) if save_pooled else (0,))
+    saved, pooled = loss.new_empty(plan.saved_shape), loss.new_empty(plan.pooled_shape)
     if batch == 0:
         return (loss.fill_(float("nan") if reduction == "mean" else 0.0), saved, pooled)
-
-    folds = gradient and student.finest > 0
-    teacher_pooled, student_pooled, teacher_logits, student_logits, z_student, z_teacher, *rest = workspace(
-        loss, dtype, teacher.pooled_size, 0 if save_pooled else student.pooled_size, teacher.logits_size,
-        student.logits_size, batch * image, batch * image, batch * cells, plan.rows_size, batch * plan.units,
-        0 if reduction == "none" else batch, batch * image if folds else 0,
-    )  # fmt: skip
-    divisor, rows, unit_loss, image_loss, all_cells = rest
-    work = Work(
-        p_student=z_student,
-        p_teacher=z_teacher,
-        p_student_raw=saved[0] if keeps else None,
-        p_teacher_raw=saved[1] if keeps else None,
-        p_divisor=divisor,
-        p_rows=rows if gradient else None,
-        p_nodes=loss.new_empty(plan.nodes_size, dtype=torch.float64) if plan.nodes_size else None,
-        p_unit_loss=unit_loss,
-        p_image_loss=loss if reduction == "none" else image_loss,
-        p_loss=loss,
-        p_gradient=(all_cells if folds else saved) if gradient else None,
-        p_saved=saved if folds else None,
-        p_upstream=None,
-        stride_upstream=0,
-        group_images=plan.group_images,
-        group_cells=plan.group_cells,
-    )
-    student_pooled = pooled if save_pooled else student_pooled
-    slots = counter_slots.counters_for(loss.device)
-    launch(
-        icd_loss_kernel,
-        teacher.pool_tasks + student.pool_tasks + teacher.project_tasks + student.project_tasks + plan.tasks,
-        loss.device,
-        student.arguments(student_features, student_weight, student_bias, student_pooled, student_logits),
-        teacher.arguments(teacher_features, teacher_weight, teacher_bias, teacher_pooled, teacher_logits),
-        student.logits(student_logits, slots.p_student_logits, batch, classes),
-        teacher.logits(teacher_logits, slots.p_teacher_logits, batch, classes),
-        work,
+    teacher_pooled, student_pooled, teacher_logits, student_logits, *rest = workspace(loss, dtype, plan.spaces)
+    slots = counter_slots.counters_for(device)
+    plan.launch(
+        device,
+        plan.student.arguments(*tensors[:3], pooled if save_pooled else student_pooled, student_logits),
+        plan.teacher.arguments(*tensors[3:], teacher_pooled, teacher_logits),
+        plan.student.logits(student_logits, slots.p_student_logits),
+        plan.teacher.logits(teacher_logits, slots.p_teacher_logits),
+        _work(plan, rest, loss, saved),
         slots,
         batch,
         classes,
         temperature,
-        registers=configs.registers(gram, classes),
-        STUDENT=student.constants,
-        TEACHER=teacher.constants,
-        FORM=plan.form,
-        SLOT=counter_slots.SLOT,
+        given=tensors,
     )
     return loss, saved, pooled
+
+
+def _work(plan: _Plan, pieces: Sequence[Tensor], loss: Tensor, saved: Tensor) -> Work:
+    """What the Gram stage works on and writes."""
+    z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = pieces
+    gram, folds = plan.gram, plan.gram.form.FINEST > 0
+    gradient = all_cells if folds else saved
+    return Work(
+        p_student=z_student,
+        p_teacher=z_teacher,
+        p_student_raw=saved[0] if plan.keeps else None,
+        p_teacher_raw=saved[1] if plan.keeps else None,
+        p_divisor=divisor,
+        p_rows=rows if gram.form.GRADIENT else None,
+        p_nodes=loss.new_empty(gram.nodes_size, dtype=torch.float64) if gram.nodes_size else None,
+        p_unit_loss=unit_loss,
+        p_image_loss=image_loss if loss.ndim == 0 else loss,
+        p_loss=loss,
+        p_gradient=gradient if gram.form.GRADIENT else None,
+        p_saved=saved if folds else None,
+        p_upstream=None,
+        stride_upstream=0,
+        group_images=gram.group_images,
+        group_cells=gram.group_cells,
+    )

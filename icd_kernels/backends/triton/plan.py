@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -58,18 +57,33 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if is_fast and exact_products(dtype) == "tf32x3" else exact_products(dtype)
 
 
-def gram_precision(dtype: torch.dtype) -> str:
+def gram_precision(products: str) -> str:
     """input_precision of Gram matrices: small, and exponents of what follows, so that float32 stays float32."""
-    return "tf32" if precision(dtype) == "tf32" else "ieee"
+    return "tf32" if products == "tf32" else "ieee"
+
+
+class Layout(NamedTuple):
+    """What a launch is planned from, of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def layout(tensor: Tensor | None) -> Layout | None:
+    """The tensor's layout; only its place in memory is left out."""
+    return None if tensor is None else Layout(tensor.shape, tensor.stride(), tensor.dtype)
 
 
 class NetworkPlan(NamedTuple):
-    """One network's part of a launch: the kernel's arguments without its workspace, and its workspace's sizes."""
+    """One network's part of a launch: all of the kernel's arguments but tensors, and its workspace's sizes."""
 
     constants: NetworkConstants
+    numbers: tuple[int, ...]
+    """Those of `Network`, in its order."""
+    logits_numbers: tuple[int, ...]
+    """Those of `Logits`, as the Gram stage reads the projected ones."""
     finest: int
-    group_images: int
-    group_tiles: int
     pool_tasks: int
     project_tasks: int
     pooled_size: int
@@ -77,31 +91,11 @@ class NetworkPlan(NamedTuple):
 
     def arguments(self, features: Tensor, weight: Tensor, bias: Tensor | None, pooled: Tensor, logits: Tensor) -> Any:
         """The kernel's view of the network."""
-        return Network(
-            p_features=features,
-            p_weight=weight,
-            p_bias=bias,
-            p_pooled=pooled,
-            p_logits=logits,
-            channels=features.shape[1],
-            stride_image=features.stride(0),
-            stride_channel=features.stride(1),
-            stride_row=features.stride(2),
-            stride_column=features.stride(3),
-            stride_class=weight.stride(0),
-            stride_depth=weight.stride(1),
-            stride_bias=0 if bias is None else bias.stride(0),
-            group_images=self.group_images,
-            group_tiles=self.group_tiles,
-            pool_tasks=self.pool_tasks,
-            project_tasks=self.project_tasks,
-        )
+        return Network(features, weight, bias, pooled, logits, *self.numbers)
 
-    def logits(self, logits: Tensor, arrivals: Tensor, batch: int, classes: int) -> Logits:
+    def logits(self, logits: Tensor, arrivals: Tensor) -> Logits:
         """Its projected logits, as the Gram stage reads them."""
-        image = self.constants.CELLS * classes
-        tiles = ceil_div(classes, self.constants.CLASS_BLOCK) * self.constants.SPLITS * self.group_tiles
-        return Logits(logits, batch * image, image, classes, 1, arrivals, tiles, self.group_images)
+        return Logits(logits, arrivals, *self.logits_numbers)
 
     @property
     def logits_constants(self) -> LogitsConstants:
@@ -110,36 +104,54 @@ class NetworkPlan(NamedTuple):
 
 
 def plan_network(
-    features: Tensor, weight: Tensor, dtype: torch.dtype, scales: Sequence[int], pyramid: str
+    features: Layout,
+    weight: Layout,
+    bias: Layout | None,
+    dtype: torch.dtype,
+    products: str,
+    scales: tuple[int, ...],
+    pyramid: str,
 ) -> NetworkPlan:
-    """How one network is pooled and projected."""
-    flat = features.shape[2] == 1 or features.stride(2) == features.shape[3] * features.stride(3)
-    products = precision(dtype)
-    pool = pool_dtype(features.dtype, dtype)
-    align = math.gcd(features.stride(1), 16)
-    return _plan_network(
-        tuple(features.shape), weight.shape[0], dtype, pool, tuple(scales), pyramid, align, flat, products
+    """How one network is pooled and projected; `products`: see :func:`precision`."""
+    constants, finest = _network_constants(features, weight.shape[0], dtype, products, scales, pyramid)
+    batch, channels = features.shape[:2]
+    classes, cells, splits = weight.shape[0], constants.CELLS, constants.SPLITS
+    group_images, group_tiles = group_rows(batch, cells, constants.ROW_BLOCK)
+    group_products = group_tiles * ceil_div(classes, constants.CLASS_BLOCK) * splits
+    pool_tasks = batch * ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
+    project_tasks = ceil_div(batch, group_images) * group_products
+    bias_stride = 0 if bias is None else bias.stride[0]
+    return NetworkPlan(
+        constants=constants,
+        numbers=(
+            *(channels, *features.stride, *weight.stride, bias_stride),
+            *(group_images, group_tiles, pool_tasks, project_tasks),
+        ),
+        logits_numbers=(batch * cells * classes, cells * classes, classes, 1, group_products, group_images),
+        finest=finest,
+        pool_tasks=pool_tasks,
+        project_tasks=project_tasks,
+        pooled_size=batch * cells * channels,
+        logits_size=splits * batch * cells * classes,
     )
 
 
-@lru_cache(maxsize=1024)
-def _plan_network(
-    shape: tuple[int, int, int, int],
-    classes: int,
-    dtype: torch.dtype,
-    pool: Any,
-    scales: tuple[int, ...],
-    pyramid: str,
-    align: int,
-    flat: bool,
-    products: str,
-) -> NetworkPlan:
-    batch, channels, height, width = shape
+def group_rows(batch: int, cells: int, row_block: int) -> tuple[int, int]:
+    """Images whose cells are rows of one matrix product, and the row tiles of such a group."""
+    group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
+    return group_images, ceil_div(group_images * cells, row_block)
+
+
+def _network_constants(
+    features: Layout, classes: int, dtype: torch.dtype, products: str, scales: tuple[int, ...], pyramid: str
+) -> tuple[NetworkConstants, int]:
+    """What the kernel is compiled for, and the side of the only grid that is projected, 0 where all cells are."""
+    batch, channels, height, width = features.shape
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
+    pool = pool_dtype(features.dtype, dtype)
     row_block, class_block, depth_block = configs.product_blocks(dtype, products)
-    group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
-    group_tiles = ceil_div(group_images * cells, row_block)
+    group_images, group_tiles = group_rows(batch, cells, row_block)
     tiles = ceil_div(batch, group_images) * group_tiles * ceil_div(classes, class_block)
     constants = NetworkConstants(
         ACC=LANGUAGE_DTYPES[dtype],
@@ -149,8 +161,8 @@ def _plan_network(
         CELLS=cells,
         HEIGHT=height,
         WIDTH=width,
-        ALIGN=align,
-        FLAT=flat,
+        ALIGN=math.gcd(features.stride[1], 16),
+        FLAT=height == 1 or features.stride[2] == width * features.stride[3],
         ROWS_APART=False,
         SPLITS=configs.splits(tiles, channels, depth_block),
         PRECISION=products,
@@ -162,17 +174,7 @@ def _plan_network(
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,
     )
-    pool_blocks = ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
-    return NetworkPlan(
-        constants=constants,
-        finest=max(scales) if is_folded(scales, pyramid, height, width) else 0,
-        group_images=group_images,
-        group_tiles=group_tiles,
-        pool_tasks=batch * pool_blocks,
-        project_tasks=tiles * constants.SPLITS,
-        pooled_size=batch * cells * channels,
-        logits_size=constants.SPLITS * batch * cells * classes,
-    )
+    return constants, max(scales) if is_folded(scales, pyramid, height, width) else 0
 
 
 class GramPlan(NamedTuple):
@@ -188,7 +190,6 @@ class GramPlan(NamedTuple):
     group_cells: int
 
 
-@lru_cache(maxsize=1024)
 def plan_gram(
     batch: int,
     classes: int,
@@ -252,7 +253,11 @@ def plan_gram(
     return GramPlan(form, tasks, units, rows_size, nodes_size, group_images, ceil_div(cells, GROUPS))
 
 
-def workspace(like: Tensor, dtype: torch.dtype, *sizes: int) -> tuple[Tensor, ...]:
-    """One allocation in pieces of at least these sizes; each starts at a multiple of 16 elements."""
-    padded = [ceil_div(size, 16) * 16 for size in sizes]
-    return like.new_empty(sum(padded), dtype=dtype).split(padded)
+def spaces(*sizes: int) -> tuple[int, ...]:
+    """Sizes of the pieces of one allocation of workspace, each a multiple of 16 elements."""
+    return tuple(ceil_div(size, 16) * 16 for size in sizes)
+
+
+def workspace(like: Tensor, dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """One allocation in pieces of those sizes (:func:`spaces`)."""
+    return like.new_empty(sum(sizes), dtype=dtype).split_with_sizes(sizes)

@@ -1,16 +1,29 @@
 """region_logits: local logits of every cell in one launch."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import scale_of_cell
-from icd_kernels.backends.triton.launch import launch
+from icd_kernels.backends.triton.launch import Launch
 from icd_kernels.backends.triton.logits import assemble_rows, wait_for_logits
-from icd_kernels.backends.triton.plan import gram_precision, plan_gram, plan_network, workspace
+from icd_kernels.backends.triton.plan import (
+    Layout,
+    NetworkPlan,
+    gram_precision,
+    layout,
+    plan_gram,
+    plan_network,
+    precision,
+    spaces,
+    workspace,
+)
 from icd_kernels.backends.triton.pooling import pool_task
 from icd_kernels.backends.triton.projection import project_task
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
@@ -54,40 +67,75 @@ def region_logits_kernel(
             reset(counters, SLOT)
 
 
+class _Plan(NamedTuple):
+    """All that a call needs but tensors."""
+
+    network: NetworkPlan
+    cells: int
+    is_direct: bool
+    """Whether the projection already writes the logits."""
+    spaces: tuple[int, ...]
+    launch: Launch
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    features: Layout,
+    weight: Layout,
+    bias: Layout | None,
+    dtype: torch.dtype,
+    products: str,
+    scales: tuple[int, ...],
+    pyramid: str,
+    save_pooled: bool,
+) -> _Plan:
+    batch, classes = features.shape[0], weight.shape[0]
+    network = plan_network(features, weight, bias, dtype, products, scales, pyramid)
+    constants = network.logits_constants
+    form = plan_gram(
+        batch, classes, dtype, scales, (1.0,) * len(scales), "class", "none", "none", False, 0,
+        gram_precision(products), constants, constants,
+    ).form  # fmt: skip
+    is_direct = network.finest == 0 and network.constants.SPLITS == 1
+    return _Plan(
+        network,
+        form.CELLS,
+        is_direct,
+        spaces(0 if save_pooled else network.pooled_size, 0 if is_direct else network.logits_size),
+        Launch(
+            region_logits_kernel,
+            network.pool_tasks + network.project_tasks + (0 if is_direct else batch * form.CELLS),
+            NETWORK=network.constants,
+            FORM=form,
+            SLOT=counter_slots.SLOT,
+        ),
+    )
+
+
 def region_logits(
     features: Tensor, weight: Tensor, bias: Tensor | None, scales: Sequence[int], pyramid: str, save_pooled: bool
 ) -> tuple[Tensor, Tensor]:
     """The operator region_logits (icd_kernels/operators.py)."""
-    dtype = compute_dtype(features, weight, bias)
+    tensors = (features, weight, bias)
+    dtype = compute_dtype(*tensors)
     batch, classes = features.shape[0], weight.shape[0]
-    network = plan_network(features, weight, dtype, scales, pyramid)
-    constants = network.logits_constants
-    form = plan_gram(
-        batch, classes, dtype, tuple(scales), (1.0,) * len(scales), "class", "none", "none", False, 0,
-        gram_precision(dtype), constants, constants,
-    ).form  # fmt: skip
-    logits = features.new_empty((batch, form.CELLS, classes), dtype=dtype)
-    pooled_shape = (batch, network.constants.CELLS, features.shape[1])
-    pooled = features.new_empty(pooled_shape if save_pooled else (0,), dtype=dtype)
+    plan = _plan(*map(layout, tensors), dtype, precision(dtype), tuple(scales), pyramid, save_pooled)
+    network = plan.network
+    logits = features.new_empty((batch, plan.cells, classes), dtype=dtype)
+    pooled = logits.new_empty((batch, network.constants.CELLS, features.shape[1]) if save_pooled else (0,))
     if batch == 0:
         return logits.transpose(1, 2), pooled
-    is_direct = network.finest == 0 and network.constants.SPLITS == 1
-    sizes = (0 if save_pooled else network.pooled_size, 0 if is_direct else network.logits_size)
-    pooled_space, partial = workspace(logits, dtype, *sizes)
-    projected = logits if is_direct else partial
+    pooled_space, partial = workspace(logits, dtype, plan.spaces)
+    projected = logits if plan.is_direct else partial
     slots = counter_slots.counters_for(logits.device)
-    launch(
-        region_logits_kernel,
-        network.pool_tasks + network.project_tasks + (0 if is_direct else batch * form.CELLS),
+    plan.launch(
         logits.device,
         network.arguments(features, weight, bias, pooled if save_pooled else pooled_space, projected),
-        network.logits(projected, slots.p_student_logits, batch, classes),
+        network.logits(projected, slots.p_student_logits),
         logits,
         slots,
         batch,
         classes,
-        NETWORK=network.constants,
-        FORM=form,
-        SLOT=counter_slots.SLOT,
+        given=tensors,
     )
     return logits.transpose(1, 2), pooled

@@ -92,12 +92,12 @@ class Logits(NamedTuple):
     """Local logits to read: projected in this launch, or a caller's (B, K, N)."""
 
     p_logits: Any
+    p_arrivals: Any
+    """Counters of the projection to wait for, one per group of images; None where the logits are already there."""
     stride_split: Any
     stride_image: Any
     stride_cell: Any
     stride_class: Any
-    p_arrivals: Any
-    """Counters of the projection to wait for, one per group of images; None where the logits are already there."""
     arrivals: Any
     group_images: Any
 
@@ -190,28 +190,29 @@ class Backward(NamedTuple):
     """dl/dz over the base cells, what it is multiplied with, and the gradients to write (None where not wanted)."""
 
     p_gradient: Any
-    stride_image: Any
-    stride_cell: Any
-    stride_class: Any
     p_upstream: Any
     """(B,): the images' upstream gradients; None where one number, at `p_scale`, serves them all."""
-    stride_upstream: Any
     p_scale: Any
     p_pooled: Any
     p_weight: Any
-    weight_stride_class: Any
-    weight_stride_depth: Any
     p_cells: Any
     """(B, cells, C) workspace: the gradient by the pooled features over the cell's size."""
     p_features: Any
-    feature_stride_image: Any
-    feature_stride_channel: Any
-    feature_stride_row: Any
-    feature_stride_column: Any
     p_partial: Any
     """Workspace (SPLITS, K, C) if the weight's is wanted, then (SPLITS, K): gradients of parts of the images."""
     p_weight_gradient: Any
     p_bias_gradient: Any
+    stride_image: Any
+    """Strides of dl/dz."""
+    stride_cell: Any
+    stride_class: Any
+    stride_upstream: Any
+    weight_stride_class: Any
+    weight_stride_depth: Any
+    feature_stride_image: Any
+    feature_stride_channel: Any
+    feature_stride_row: Any
+    feature_stride_column: Any
     batch: Any
     classes: Any
     channels: Any

@@ -1,0 +1,99 @@
+"""From the second call on a launch goes past Triton's dispatch: it must be the one that Triton would have made.
+
+Run by tests/test_triton_host.py, with a driver that launches nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import stub_driver
+
+LAUNCHES: list[tuple[Any, tuple[Any, ...]]] = []
+stub_driver.install(lambda source, args: LAUNCHES.append((source, args)))
+OPERATORS = torch.ops.icd_kernels_triton
+
+
+@pytest.fixture(autouse=True)
+def _no_launches_yet() -> None:
+    LAUNCHES.clear()
+
+
+def tensor(*shape: int, misaligned: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros, beginning at a multiple of 16 bytes or not."""
+    count = torch.Size(shape).numel()
+    return torch.zeros(count + 1, dtype=dtype)[int(misaligned) :][:count].view(shape)
+
+
+def scaled(saved: Tensor, upstream: Tensor) -> Any:
+    """What was compiled for the launch of gram_kl_backward."""
+    options = ((1, 2), (0.5, 0.5), "class", "none", 1.0, "none" if upstream.ndim else "mean")
+    OPERATORS.gram_kl_backward(upstream, saved, saved.dtype, *options)
+    return LAUNCHES[-1][0]
+
+
+def shown(value: Any) -> Any:
+    """An argument without the place of its memory, or the value of a constant."""
+    if isinstance(value, tuple):
+        return tuple(map(shown, value))
+    return (value.dtype, value.shape, value.stride()) if isinstance(value, Tensor) else getattr(value, "value", value)
+
+
+def specialised(source: Any) -> Any:
+    """For which arguments a kernel was compiled."""
+    return source.signature, {path: attribute for path, attribute in source.attrs.items() if attribute}
+
+
+def test_the_second_launch_is_the_first() -> None:
+    saved, upstream = tensor(2, 5, 7), tensor()
+    assert scaled(saved, upstream) is scaled(saved, upstream) is scaled(tensor(2, 5, 7), tensor())
+    assert len({str(shown(args)) for _, args in LAUNCHES}) == 1
+
+
+@pytest.mark.parametrize("misaligned", ["saved", "upstream"])
+def test_another_alignment_has_a_kernel_of_its_own(misaligned: str) -> None:
+    aligned = scaled(tensor(2, 5, 7), tensor())
+    other = scaled(tensor(2, 5, 7, misaligned=misaligned == "saved"), tensor(misaligned=misaligned == "upstream"))
+    assert specialised(aligned) != specialised(other)
+    assert scaled(tensor(2, 5, 7), tensor()) is aligned
+
+
+def test_another_size_has_a_launch_of_its_own() -> None:
+    scaled(tensor(2, 5, 7), tensor())
+    scaled(tensor(2, 5, 16), tensor())
+    scaled(tensor(3, 5, 7), tensor())
+    scaled(tensor(3, 5, 7), tensor(3))
+    numbers = [tuple(value for value in args if isinstance(value, int)) for _, args in LAUNCHES]
+    assert [found[:2] for found in numbers] == [(0, 35), (0, 80), (0, 35), (1, 35)]
+
+
+def test_another_dtype_has_a_kernel_of_its_own() -> None:
+    narrow = scaled(tensor(2, 5, 7), tensor())
+    wide = scaled(tensor(2, 5, 7, dtype=torch.float64), tensor(dtype=torch.float64))
+    assert "fp64" in str(wide.signature)
+    assert "fp64" not in str(narrow.signature)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_whole_step_repeats_itself(with_bias: bool) -> None:
+    """Forward and backward: one launch each, with the same sizes, strides, constants and kinds of tensors."""
+    options = ((1, 2), (0.5, 0.5), "spatial", "nested", "l2", 2.0, "mean")
+    bias = tensor(5) if with_bias else None
+
+    def step() -> None:
+        student = (tensor(2, 16, 4, 4), tensor(5, 16), bias)
+        loss, saved, pooled = OPERATORS.icd_loss(*student, *student, *options, True, True)
+        layout = (student[0].shape, student[0].stride(), torch.float32, torch.float32)
+        OPERATORS.icd_loss_backward(loss, saved, pooled, student[1], *layout, *options, (True, True, with_bias))
+
+    step()
+    step()
+    assert [source.fn.__name__ for source, _ in LAUNCHES] == ["icd_loss_kernel", "backward_kernel"] * 2
+    (forward, backward), (again_forward, again_backward) = LAUNCHES[:2], LAUNCHES[2:]
+    for first, second in ((forward, again_forward), (backward, again_backward)):
+        assert first[0] is second[0]
+        assert shown(first[1]) == shown(second[1])
