@@ -17,14 +17,17 @@ from torch import Tensor
 
 from benchmarks import released_eager
 from benchmarks.memory import extra_peak
-from benchmarks.networks import LARGE_IMAGE, Classifier, mobilenetv2, resnet32x4
 from benchmarks.workloads import Workload
 from icd_kernels import NetworkOutput, make_objective
 from icd_kernels.heads import head_parameters
+from training.networks import Classifier
+from training.paper_networks import BODIES
 
 Loss = Callable[[NetworkOutput, NetworkOutput, Tensor], Tensor]
 Step = Callable[[], object]
 
+LARGE_IMAGE = 224
+"""Pixels a side of CUB-200's images; CIFAR-100's have 32."""
 METHODS = ("kd", "sd-kd", "icd-kd")
 WAYS = {"ours": "auto", "eager": "reference"}
 """The backend of each way; "released" is a formulation of its own."""
@@ -105,8 +108,8 @@ class Training(NamedTuple):
     def steps(self, losses: dict[str, Loss], device: str = "cpu") -> dict[str, Step]:
         """A step by each loss; all train the same student on the same images."""
         torch.manual_seed(0)
-        teacher = resnet32x4(self.classes, self.side).eval().to(device)
-        student = mobilenetv2(self.classes, self.side).to(device)
+        teacher = untrained("resnet32x4", self.side, self.classes).eval().to(device)
+        student = untrained("mobilenetv2", self.side, self.classes).to(device)
         images = torch.randn(self.batch, 3, self.side, self.side).to(device)
         target = torch.randint(self.classes, (self.batch,)).to(device)
 
@@ -123,6 +126,11 @@ class Training(NamedTuple):
 CUB_ON_GPU = Training(64, LARGE_IMAGE, 200)
 CUB_ON_CPU = Training(16, LARGE_IMAGE, 200)
 CIFAR = Training(64, 32, 100)
+
+
+def untrained(name: str, side: int, classes: int) -> Classifier:
+    """A network of the paper's tables, as train_example.py trains it but laid out channels first."""
+    return Classifier(*BODIES[name](3, side), classes)
 
 
 def _constant(network: Classifier, images: Tensor) -> NetworkOutput:

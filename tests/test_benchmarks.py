@@ -13,7 +13,6 @@ from benchmarks import __main__ as command
 from benchmarks import check, compare, cpu, gpu, judge, memory, objective_steps, pages, results, show, tables
 from benchmarks.cases import Case, from_facts, grid
 from benchmarks.clock import exponent, interleaved, median_noise, quantiles
-from benchmarks.networks import mobilenetv2, resnet32x4
 from benchmarks.rivals import AUTOTUNED, COMPILED, CPP, EAGER, RELEASED, RIVALS
 from benchmarks.workloads import CIFAR_RESNET32X4_MOBILENETV2, IMAGENET21K_RESNET50_MOBILENETV2, WORKLOADS
 
@@ -285,8 +284,8 @@ class TestObjectiveSteps:
     def test_maps_of_large_images_are_those_of_cub(self) -> None:
         images = torch.randn(1, 3, 224, 224)
         with torch.no_grad():
-            teacher = resnet32x4(5, 224).eval()(images).features
-            student = mobilenetv2(5, 224).eval()(images).features
+            teacher = objective_steps.untrained("resnet32x4", 224, 5).eval()(images).features
+            student = objective_steps.untrained("mobilenetv2", 224, 5).eval()(images).features
         assert teacher is not None
         assert student is not None
         assert (teacher.shape[1:], student.shape[1:]) == ((256, 28, 28), (1280, 7, 7))
