@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from small_network import SmallNetwork
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,22 +36,11 @@ Loss = Callable[..., Tensor]
 """Of (student, teacher, images, labels)."""
 
 
-class Network(nn.Module):
-    """Logits and the map they are made of. No batch norm: it would tell shards from the whole batch."""
-
-    def __init__(self, channels: int, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.body = nn.Conv2d(3, channels, 3, stride=2)
-        self.head = nn.Linear(channels, CLASSES)
-        self.double()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(images).relu()
-        return self.head(features.mean((2, 3))), features
+def made(channels: int, seed: int) -> SmallNetwork:
+    return SmallNetwork(channels, CLASSES, seed).double()
 
 
-def sharded_network(network: Network) -> Network:
+def sharded_network(network: SmallNetwork) -> SmallNetwork:
     fully_shard(network.head)
     fully_shard(network)
     return network
@@ -61,13 +51,12 @@ def head_of(network: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def output(network: nn.Module, images: Tensor) -> NetworkOutput:
-    logits, features = network(images)
-    return NetworkOutput(logits, features, head_of(network))
+    return network(images)._replace(head=head_of(network))
 
 
 def icd(module: Callable[..., Tensor]) -> Loss:
-    def loss(student: nn.Module, teacher: Network, images: Tensor, _labels: Tensor) -> Tensor:
-        return module(student(images)[1], head_of(student), teacher(images)[1], teacher.head).mean()
+    def loss(student: nn.Module, teacher: SmallNetwork, images: Tensor, _labels: Tensor) -> Tensor:
+        return module(student(images).features, head_of(student), teacher(images).features, teacher.head).mean()
 
     return loss
 
@@ -75,7 +64,7 @@ def icd(module: Callable[..., Tensor]) -> Loss:
 def objective(method: str) -> Loss:
     module = make_objective(method, num_classes=CLASSES)
 
-    def loss(student: nn.Module, teacher: Network, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(student: nn.Module, teacher: SmallNetwork, images: Tensor, labels: Tensor) -> Tensor:
         return module(output(student, images), output(teacher, images), labels, epoch=20).total  # the ramp is over
 
     return loss
@@ -93,10 +82,10 @@ def own(tensor: Tensor, counts: tuple[int, ...] = EQUAL) -> Tensor:
 
 
 def gradient_error(
-    loss: Loss, whole: Loss, counts: tuple[int, ...] = EQUAL, wrap: Callable[[Network], nn.Module] | None = None
+    loss: Loss, whole: Loss, counts: tuple[int, ...] = EQUAL, wrap: Callable[[SmallNetwork], nn.Module] | None = None
 ) -> float:
     """The student's gradient of `loss`, each process with its shard, against that of `whole` in one with all images."""
-    teacher, student, single = Network(7, seed=1), (wrap or DistributedDataParallel)(Network(4, seed=2)), Network(4, 2)
+    teacher, student, single = made(7, seed=1), (wrap or DistributedDataParallel)(made(4, seed=2)), made(4, 2)
     loss(student, teacher, *(own(tensor, counts) for tensor in batch())).backward()
     whole(single, teacher, *batch()).backward()
     return relative_error(gradient(student.parameters()), gradient(single.parameters()))
@@ -125,11 +114,11 @@ def gathered_compiled() -> float:
 
 def gathered_value() -> float:
     """The loss itself, in every process that of the whole batch, image by image."""
-    teacher, student = Network(7, seed=1), Network(4, seed=2)
+    teacher, student = made(7, seed=1), made(4, seed=2)
     options: dict[str, Any] = {"gram": "sample", "normalize": "l2", "reduction": "none", "weight": 3.0}
     losses = []
     for module, images in ((GatheredICDLoss(**options), own(batch()[0], UNEQUAL)), (ICDLoss(**options), batch()[0])):
-        losses.append(module(student(images)[1], student.head, teacher(images)[1], teacher.head))
+        losses.append(module(student(images).features, student.head, teacher(images).features, teacher.head))
     return relative_error(*losses)
 
 
@@ -196,17 +185,15 @@ def sharded_logits() -> str:
 
 def sharded_head() -> str:
     """In an objective, a head that FSDP2 holds."""
-    network, images = sharded_network(Network(4, seed=2)), own(batch()[0])
-    logits, features = network(images)
-    sharded = NetworkOutput(logits, features, network.head)
+    sharded = sharded_network(made(4, seed=2))(own(batch()[0]))
     return message(lambda: make_objective("icd-kd", num_classes=CLASSES)(sharded, sharded, own(batch()[1])))
 
 
 def flattened_head() -> str:
     """The first FSDP leaves a part of one long vector, which may be empty, in the place of a weight."""
-    network, images = Network(4, seed=2), own(batch()[0])
+    network, images = made(4, seed=2), own(batch()[0])
     wrapped = FullyShardedDataParallel(network, use_orig_params=True, device_id=torch.device("cpu"))
-    features = wrapped(images)[1]
+    features = wrapped(images).features
     return message(lambda: ICDLoss()(features, network.head, features, network.head))
 
 

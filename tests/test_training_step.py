@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cases import EVERY_BACKEND
-from torch import Tensor, nn
+from small_network import SmallNetwork
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import SGD
 
@@ -17,25 +18,11 @@ from icd_kernels import ICDLoss, NetworkOutput, make_objective
 BATCH, CLASSES = 8, 6
 
 
-class Network(nn.Module):
-    """Logits, the map they are made of, and the head that makes them. No batch norm: it sees micro-batches."""
-
-    def __init__(self, channels: int, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.body = nn.Conv2d(3, channels, 3, stride=2)
-        self.head = nn.Linear(channels, CLASSES)
-
-    def forward(self, images: Tensor) -> NetworkOutput:
-        features = self.body(images).relu()
-        return NetworkOutput(self.head(features.mean((2, 3))), features, self.head)
-
-
 class Setting(NamedTuple):
     """A student to train, its teacher, and a batch."""
 
-    student: Network
-    teacher: Network
+    student: SmallNetwork
+    teacher: SmallNetwork
     images: Tensor
     labels: Tensor
 
@@ -54,7 +41,8 @@ def setting(dtype: torch.dtype = torch.float32) -> Setting:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, 11, 13, generator=generator).to(dtype)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
-    return Setting(Network(5, seed=1).to(dtype), Network(7, seed=2).to(dtype), images, labels)
+    student, teacher = SmallNetwork(5, CLASSES, seed=1), SmallNetwork(7, CLASSES, seed=2)
+    return Setting(student.to(dtype), teacher.to(dtype), images, labels)
 
 
 def icd(backend: str, **options: Any) -> Loss:
