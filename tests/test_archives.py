@@ -17,7 +17,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
-from training import cifar100, cub200  # noqa: E402
+from training import cifar100, cub200, squares  # noqa: E402
 from training.data import balanced_subset  # noqa: E402
 from training.errors import UsageError  # noqa: E402
 
@@ -199,7 +199,7 @@ class TestCub200:
 
     def test_epoch_batches(self, publish: Publish) -> None:
         photos = cub200.load(publish(cub200, birds())).train
-        batches = list(cub200.epoch_batches(photos, 3, seed=0, epoch=1, device=CPU))
+        batches = list(squares.epoch_batches(photos, 3, seed=0, epoch=1, device=CPU))
         assert len(batches) == 1  # the last image fills no batch
         images, labels = batches[0]
         assert images.shape == (3, 3, 224, 224)
@@ -211,7 +211,7 @@ class TestCub200:
         photos = cub200.load(publish(cub200, birds())).train
 
         def epoch(seed: int, number: int, workers: int = 0) -> Tensor:
-            return torch.cat([images for images, _ in cub200.epoch_batches(photos, 2, seed, number, CPU, workers)])
+            return torch.cat([images for images, _ in squares.epoch_batches(photos, 2, seed, number, CPU, workers)])
 
         first = epoch(0, 1)
         assert first.equal(epoch(0, 1, workers=2))
@@ -221,7 +221,7 @@ class TestCub200:
     def test_random_squares(self, publish: Publish) -> None:
         """Mirrored or not, red and green say where a square was cut: anywhere, but not outside."""
         photos = cub200.load(publish(cub200, birds())).train.at(torch.tensor([3] * 40))
-        (images, labels), *rest = cub200.epoch_batches(photos, 40, 0, 0, CPU)
+        (images, labels), *rest = squares.epoch_batches(photos, 40, 0, 0, CPU)
         assert not rest
         assert labels.tolist() == [2] * 40
         red, green = pixels_of(images)[:, 0].mean((1, 2)), pixels_of(images)[:, 1].mean((1, 2))
@@ -235,7 +235,7 @@ class TestCub200:
     def test_ordered_batches(self, publish: Publish) -> None:
         """Every image in its order, the last batch too; the square in the middle, so that the gradients are centred."""
         split = cub200.load(publish(cub200, birds()))
-        batches = list(cub200.ordered_batches(split.train, 3, CPU))
+        batches = list(squares.ordered_batches(split.train, 3, CPU))
         assert [len(images) for images, _ in batches] == [3, 1]
         assert torch.cat([labels for _, labels in batches]).equal(split.train.labels)
         means = pixels_of(torch.cat([images for images, _ in batches])).mean((2, 3))
@@ -252,5 +252,5 @@ class TestCub200:
 
 def pixels_of(images: Tensor) -> Tensor:
     """From 0 to 255."""
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (cub200.MEAN, cub200.DEVIATION))
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (squares.MEAN, squares.DEVIATION))
     return 255 * (images * deviation + mean)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
 from icd_kernels.objectives import make_objective  # noqa: E402
-from training import cifar100, cub200, data, experiment, networks, options, settings  # noqa: E402
+from training import cifar100, data, experiment, networks, options, settings, squares  # noqa: E402
 from training.data import Batch, DataSet  # noqa: E402
 from training.errors import UsageError  # noqa: E402
 from training.losses import CrossEntropy, Distillation, Loss  # noqa: E402
@@ -241,13 +241,13 @@ class TestShares:
                 image.new("RGB", (30 + number, 28), shades).save(tmp_path / part / name / f"{number}.png")
         self.check(read_folder(tmp_path, CPU, workers=0))
         decoded: list[Path] = []
-        resized = cub200._resized
+        resized = squares._resized
 
         def counted(file: Path) -> Any:
             decoded.append(file)
             return resized(file)
 
-        monkeypatch.setattr(cub200, "_resized", counted)
+        monkeypatch.setattr(squares, "_resized", counted)
         photos = read_folder(tmp_path, CPU, workers=0)
         list(photos.train_batches(torch.arange(11), 5, seed=1, epoch=2, share=slice(1, None, 2)))
         assert len(decoded) == 4  # 2 of each of two batches of 5; the last image fills no batch

@@ -1,24 +1,19 @@
-"""CUB-200-2011, extracted once from its authors' archive: 11,788 photographs of 200 birds, decoded when asked for."""
+"""CUB-200-2011, extracted once from its authors' archive: 11,788 photographs of 200 birds."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from training.archives import Archive
 from training.errors import UsageError
-from training.seeds import generator
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from training.squares import Photos, require_pillow
 
 ARCHIVE = Archive(
     "CUB_200_2011.tgz",
@@ -28,28 +23,6 @@ ARCHIVE = Archive(
 )
 FOLDER = "CUB_200_2011"
 CLASSES = 200
-
-SHORT_SIDE = 256
-SIDE = 224
-
-MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels by channel, black 0 and white 1."""
-
-Batches = Iterator[tuple[Tensor, Tensor]]
-"""Images (B, 3, 224, 224) float32, normalised, and labels (B,) int64."""
-
-
-class Photos(NamedTuple):
-    """Files and what is on them."""
-
-    files: tuple[Path, ...]
-    labels: Tensor
-    """(n,) int64, from 0."""
-
-    def at(self, rows: Tensor) -> Photos:
-        """Those of the row numbers (m,), such as `data.balanced_subset` draws."""
-        return Photos(tuple(self.files[row] for row in rows.tolist()), self.labels[rows])
 
 
 class Birds(NamedTuple):
@@ -75,76 +48,6 @@ def load(folder: Path) -> Birds:
         raise UsageError(
             f"{extracted} is not whole ({error}): delete it and start again, to extract {ARCHIVE.name} anew"
         ) from error
-
-
-def epoch_batches(
-    photos: Photos, batch_size: int, seed: int, epoch: int, device: torch.device, workers: int = 0
-) -> Batches:
-    """One epoch, in an order, with crops and mirrored images that depend on (seed, epoch) alone.
-
-    The short side is resized to 256 pixels; a square of 224 is cut out at random and mirrored half of the time. Images
-    that do not fill a batch are left out. `workers` processes decode; 0 decodes here.
-    """
-    draws = generator("epoch", seed, epoch)
-    shuffled = photos.at(torch.randperm(len(photos.files), generator=draws))
-    squares = _Squares(shuffled, torch.rand(len(photos.files), 3, generator=draws))
-    return _batches(DataLoader(squares, batch_size, num_workers=workers, drop_last=True), device)
-
-
-def ordered_batches(photos: Photos, batch_size: int, device: torch.device, workers: int = 0) -> Batches:
-    """All images in their order: the short side resized to 256 pixels, the square of 224 in the middle."""
-    return _batches(DataLoader(_Squares(photos), batch_size, num_workers=workers), device)
-
-
-def require_pillow(what: str) -> None:
-    """Raises a UsageError where Pillow, which `what` needs, is missing."""
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"{what} needs the package Pillow, which could not be imported ({error}). "
-            "Install it: python -m pip install pillow"
-        ) from error
-
-
-class _Squares(Dataset[tuple[Tensor, int]]):
-    """Bytes [3, 224, 224] and label of every photograph."""
-
-    def __init__(self, photos: Photos, draws: Tensor | None = None) -> None:
-        self.files = photos.files
-        self.labels: list[int] = photos.labels.tolist()
-        self.draws = draws
-        """[n, 3] from 0 to 1: how far down, how far right, whether mirrored; None is the middle."""
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        image = _resized(self.files[row])
-        rooms = image.height - SIDE, image.width - SIDE
-        if self.draws is None:
-            (top, left), is_mirrored = (round(room / 2) for room in rooms), False
-        else:
-            down, right, side = self.draws[row].tolist()
-            (top, left), is_mirrored = (int(down * (rooms[0] + 1)), int(right * (rooms[1] + 1))), side < 0.5
-        square = image.crop((left, top, left + SIDE, top + SIDE))
-        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1)
-        return pixels.flip(2) if is_mirrored else pixels, self.labels[row]
-
-
-def _batches(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Batches:
-    mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, DEVIATION))
-    for pixels, labels in loader:
-        yield pixels.to(device).float().div_(255).sub_(mean).div_(deviation), labels.to(device)
-
-
-def _resized(file: Path) -> Image:
-    """RGB, its short side 256 pixels."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        width, height = (SHORT_SIDE * length // min(image.size) for length in image.size)
-        return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _read_split(extracted: Path) -> Birds:

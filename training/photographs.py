@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from training import cub200
-from training.cub200 import Photos
+from training import squares
 from training.data import WHOLE, Batch
 from training.errors import UsageError
 from training.seeds import generator
+from training.squares import Photos
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 TEST_FOLDERS = ("test", "val")
@@ -47,28 +46,16 @@ class Photographs:
 
     @property
     def side(self) -> int:
-        return cub200.SIDE
+        return squares.SIDE
 
     def train_batches(
         self, rows: Tensor, batch_size: int, seed: int, epoch: int, share: slice = WHOLE
     ) -> Iterator[Batch]:
         photos = self.train.at(rows.cpu())
-        order = torch.randperm(len(rows), generator=generator("epoch", seed, epoch))  # as `cub200.epoch_batches` draws
-        if share == WHOLE:
-            batches = cub200.epoch_batches(photos, batch_size, seed, epoch, self.device, self.workers)
-        else:
-            batches = self._shares(photos, batch_size, seed, epoch, share)
+        order = torch.randperm(len(rows), generator=generator("epoch", seed, epoch))  # as `squares.epoch_batches` draws
+        batches = squares.epoch_batches(photos, batch_size, seed, epoch, self.device, self.workers, share)
         for (images, labels), indices in zip(batches, order.split(batch_size), strict=False):
             yield Batch(images, labels, indices[share].to(self.device))
-
-    def _shares(self, photos: Photos, batch_size: int, seed: int, epoch: int, share: slice) -> cub200.Batches:
-        """As `cub200.epoch_batches`, with its draws, but of every batch only the share, and no more is decoded."""
-        draws = generator("epoch", seed, epoch)
-        shuffled = photos.at(torch.randperm(len(photos.files), generator=draws))
-        squares = cub200._Squares(shuffled, torch.rand(len(photos.files), 3, generator=draws))
-        batches = torch.arange(len(photos.files)).split(batch_size)
-        shares = [batch[share].tolist() for batch in batches if len(batch) == batch_size]
-        return cub200._batches(DataLoader(squares, batch_sampler=shares, num_workers=self.workers), self.device)
 
     def steps_per_epoch(self, count: int, batch_size: int) -> int:
         if count < batch_size:
@@ -79,13 +66,13 @@ class Photographs:
         return count // batch_size
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        batches = cub200.ordered_batches(self.test, batch_size, self.device, self.workers)
+        batches = squares.ordered_batches(self.test, batch_size, self.device, self.workers)
         rows = torch.arange(len(self.test.files), device=self.device).split(batch_size)
         for (images, labels), indices in zip(batches, rows, strict=True):
             yield Batch(images, labels, indices)
 
     def test_images_of(self, rows: Tensor) -> Tensor:
-        images, _ = next(cub200.ordered_batches(self.test.at(rows.cpu()), len(rows), self.device))
+        images, _ = next(squares.ordered_batches(self.test.at(rows.cpu()), len(rows), self.device))
         return images
 
 
@@ -95,7 +82,7 @@ def read_folder(folder: Path, device: torch.device, workers: int) -> Photographs
     Raises:
         UsageError: a folder is missing, empty, or the two do not have the same classes; or there is no Pillow.
     """
-    cub200.require_pillow(f"--data folder:{folder}")
+    squares.require_pillow(f"--data folder:{folder}")
     parts = [folder / "train", *(folder / name for name in TEST_FOLDERS if (folder / name).is_dir())][:2]
     if len(parts) < 2 or not parts[0].is_dir():
         raise UsageError(f"--data folder:{folder}: expected the folders train and test (or val) in {folder}")
