@@ -195,6 +195,19 @@ def test_wrong_options_are_named(in_process: Callable[..., str], arguments: list
     assert re.search(said, in_process(*arguments))
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (2, 1, "it was started with torchrun --nproc-per-node 2, now without torchrun. Give the same"),
+        (1, 4, "it was started without torchrun, now with torchrun --nproc-per-node 4. Give the same"),
+    ],
+)
+def test_another_number_of_processes_is_told_by_its_launcher(tmp_path: Path, before: int, now: int, said: str) -> None:
+    state.open_state(tmp_path, {"epochs": 1, "processes": before}, resume=False, overwrite=False)
+    with pytest.raises(UsageError, match=f"--resume: the run in .* has other settings: {said}"):
+        state.open_state(tmp_path, {"epochs": 1, "processes": now}, resume=True, overwrite=False)
+
+
 def test_broken_state_is_named(unbroken: tuple[Path, str], tmp_path: Path) -> None:
     (tmp_path / state.STATE_FILE).write_bytes(b"not a checkpoint")
     with pytest.raises(UsageError, match=r"state\.pt is not a checkpoint of this script"):

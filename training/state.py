@@ -76,7 +76,7 @@ def open_state(folder: Path, settings: dict[str, Any], *, resume: bool, overwrit
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     different = [
-        f"--{name.replace('_', '-')} was {before.get(name)}, now {now.get(name)}"
+        _difference(name, before.get(name), now.get(name))
         for name in sorted(before | now)
         if before.get(name) != now.get(name)
     ]
@@ -85,3 +85,14 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
             f"--resume: the run in {folder} has other settings: {'; '.join(different)}. "
             "Give the same, start afresh with --overwrite, or choose another --out"
         )
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """In the words of the command line; the number of processes is torchrun's to set."""
+    if name == "processes":
+        return f"it was started {_launcher(before)}, now {_launcher(now)}"
+    return f"--{name.replace('_', '-')} was {before}, now {now}"
+
+
+def _launcher(processes: int) -> str:
+    return "without torchrun" if processes == 1 else f"with torchrun --nproc-per-node {processes}"
