@@ -135,6 +135,15 @@ def test_killed_and_resumed_ends_with_the_same_numbers(unbroken: tuple[Path, str
     assert (out / "grams.png").read_bytes() == (unbroken[0] / "out" / "grams.png").read_bytes()
 
 
+@pytest.fixture
+def _sigint_is_handled() -> Iterator[None]:
+    """A shell's background job ignores SIGINT and passes that on to what it starts; a handler is not passed on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint_is_handled")
 def test_ctrl_c_says_how_to_go_on(unbroken: tuple[Path, str], tmp_path: Path) -> None:
     (tmp_path / "teachers").symlink_to(unbroken[0] / "teachers")
     status, printed = stop(tmp_path, lambda: len(rows_of(tmp_path)) >= 1, signal.SIGINT)
