@@ -133,6 +133,34 @@ class Refused(Plain):
         return 2 * logits if self.why == "scaled" else logits
 
 
+class PooledScores(nn.Module):
+    """As torchvision's SqueezeNet: a classifier of every pixel, then a ReLU of its scores, then the pooling."""
+
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        self.features = body()
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5), nn.Conv2d(CHANNELS, CLASSES, 1), relu, nn.AdaptiveAvgPool2d((1, 1))
+        )
+
+    def forward(self, images: Tensor) -> Any:
+        return self.classifier(self.features(images)).flatten(1)
+
+
+class FunctionalPooledScores(ConvolutionHead):
+    """The ReLU by a function, in place."""
+
+    def __init__(self) -> None:
+        super().__init__(is_pooled_after=True)
+
+    def forward(self, images: Tensor) -> Any:
+        return F.relu(self.fc(self.features(images)), inplace=True).mean((2, 3))
+
+
+PIXELS_FIRST = (
+    r"between the classifier '(classifier.1|fc)' \(Conv2d\), which is given every pixel, and the pooling there is"
+)
+
 CAPTURED: dict[str, tuple[Any, tuple[int, int]]] = {
     "plain": (Plain, (4, 6)),
     "functional pooling": (Functional, (4, 6)),
@@ -195,6 +223,8 @@ class TestCaptured:
         (Refused("scaled"), "the logits are no output of an nn.Linear"),
         (Transformer(pool="token"), "reads one token of the last map, 'norm'"),
         (Transformer(pool="fc_norm"), r"'fc_norm' \(LayerNorm\)"),
+        *((PooledScores(nn.ReLU(inplace)), rf"{PIXELS_FIRST} 'classifier.2' \(ReLU\): ") for inplace in (True, False)),
+        (FunctionalPooledScores(), rf"{PIXELS_FIRST} a function of its output: "),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, CLASSES)), "no output of more than one pixel"),
     ],
 )

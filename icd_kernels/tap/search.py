@@ -78,11 +78,10 @@ def find(model: nn.Module, images: Tensor) -> Found:
     """
     images = images[:MOST_IMAGES]
     watch = _Watch()
-    with torch.no_grad(), _watched(model, watch):
-        logits = logits_of(model(images))
-    head = _head(watch, logits)
-    found = _map(watch, head, (images.shape[-2], images.shape[-1]), logits)
-    return found
+    with torch.no_grad():
+        with _watched(model, watch):
+            logits = logits_of(model(images))
+        return _map(watch, _head(watch, logits), (images.shape[-2], images.shape[-1]), logits)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -128,20 +127,19 @@ def _head(watch: _Watch, logits: Tensor) -> _Call:
         spatial = call.returned.flatten(2).mean(2) if call.returned.ndim == 4 else call.returned
         if spatial.shape == logits.shape and _is_close(spatial, logits):
             return call
-    last = watch.calls[-1] if watch.calls else None
+    last = f"; the last module called is {_names(watch.calls[-1:])}" if watch.calls else ""
     raise TapError(
-        "the logits are no output of an nn.Linear or a 1 x 1 nn.Conv2d, nor its mean over the pixels"
-        + (f"; the last module called is {last.name!r} ({type(last.module).__name__})" if last else "")
+        _refusal_after(watch.calls, logits)
+        or f"the logits are no output of an nn.Linear or a 1 x 1 nn.Conv2d, nor its mean over the pixels{last}"
     )
 
 
 def _map(watch: _Watch, head: _Call, image: tuple[int, int], logits: Tensor) -> Found:
     """The map behind the classifier's input."""
     assert head.given is not None
-    weight, bias = head_parameters(head.module)  # type: ignore[arg-type]  # _is_linear has seen to that
     if head.given.ndim == 4 and head.given.shape[2:].numel() > 1:
         found = Found(head.name, head.module, head.name, head.module, True, View("channels first"))  # type: ignore[arg-type]
-        return _checked(found, head.given, image, weight, bias, logits)
+        return _checked(found, head.given, image, logits, watch.calls)
     pooled = head.given.flatten(1)
     if pooled.abs().max() == 0:
         raise TapError("the classifier's input is 0 for the probed images: give other images")
@@ -151,7 +149,7 @@ def _map(watch: _Watch, head: _Call, image: tuple[int, int], logits: Tensor) -> 
         if view is not None:
             assert call.returned is not None
             found = Found(head.name, head.module, call.name, call.module, False, view)  # type: ignore[arg-type]
-            return _checked(found, call.returned, image, weight, bias, logits)
+            return _checked(found, call.returned, image, logits, watch.calls)
     hint = (
         f"; images of {image[0]} x {image[1]} may leave one pixel: try larger ones" if min(image) < SMALL_IMAGE else ""
     )
@@ -169,16 +167,18 @@ def _view_of(call: _Call, pooled: Tensor, image: tuple[int, int]) -> View | None
     return None
 
 
-def _checked(
-    found: Found, output: Tensor, image: tuple[int, int], weight: Tensor, bias: Tensor | None, logits: Tensor
-) -> Found:
+def _checked(found: Found, output: Tensor, image: tuple[int, int], logits: Tensor, calls: list[_Call]) -> Found:
     """`found`, once its head on the mean of its map has given the model's logits."""
     features = found.view(output, image)
+    weight, bias = head_parameters(found.head)
     dtype = features.dtype  # of an autocast within the model, say
     expected = nn.functional.linear(features.mean((2, 3)), weight.to(dtype), None if bias is None else bias.to(dtype))
     if not _is_close(expected, logits):
         difference = float((expected - logits).abs().max())
-        raise TapError(f"{found.head_name!r} of the mean of {found.map_name!r} is {difference:.2g} off the logits")
+        raise TapError(
+            _refusal_after(calls, logits)
+            or f"{found.head_name!r} of the mean of {found.map_name!r} is {difference:.2g} off the logits"
+        )
     return found
 
 
@@ -191,12 +191,50 @@ def _refusal(before: list[_Call], head: _Call) -> str:
             last = f"the last map, {before[place].name!r} {tuple(returned.shape)}"
             if returned.ndim == 3 and any(_is_close(token, head.given.flatten(1)) for token in returned.unbind(1)):
                 return f"the classifier {head.name!r} reads one token of {last}, a class token say, and not their mean"
-            later = [call for call in before[place + 1 :] if not any(call.module.children())]
-            names = [f"{c.name!r} ({type(c.module).__name__})" for c in later if not isinstance(c.module, _HARMLESS)]
+            names = _names(_changing(before[place + 1 :]))
             if not names:
                 return f"the classifier {head.name!r} is not given the mean over all pixels of {last}"
-            return f"between {last}, and the classifier {head.name!r} there is {', '.join(names)}"
+            return f"between {last}, and the classifier {head.name!r} there is {names}"
     return f"no output of more than one pixel comes before the classifier {head.name!r}"
+
+
+def _refusal_after(calls: list[_Call], logits: Tensor) -> str | None:
+    """What stands between a classifier of every pixel and the pooling; None where the logits are not pooled scores.
+
+    An operation in place, such as SqueezeNet's ReLU, has changed what the classifier's call was kept with.
+    """
+    maps = [place for place, call in enumerate(calls) if _is_pooled_to(call, logits)]
+    before = calls[: maps[-1] + 1] if maps else []
+    heads = [place for place, call in enumerate(before) if _scores_pixels(call, logits.shape[1])]
+    if not heads:
+        return None
+    there = _names(_changing(before[heads[-1] + 1 :])) or "a function of its output"
+    return (
+        f"between the classifier {_names([before[heads[-1]]])}, which is given every pixel, and the pooling there is "
+        f"{there}: the logits are not the classifier on the mean of its map"
+    )
+
+
+def _scores_pixels(call: _Call, classes: int) -> bool:
+    """Whether the call is that of a linear layer from every pixel to as many numbers as there are classes."""
+    returned = call.returned
+    return _is_linear(call.module) and returned is not None and returned.ndim == 4 and returned.shape[1] == classes
+
+
+def _is_pooled_to(call: _Call, logits: Tensor) -> bool:
+    """Whether the logits are the mean over the pixels, more than one, of what the call returned."""
+    if call.returned is None or call.returned.ndim != 4 or call.returned.shape[2:].numel() == 1:
+        return False
+    return _is_close(call.returned.mean((2, 3)), logits)
+
+
+def _changing(calls: list[_Call]) -> list[_Call]:
+    """Those of modules without modules of their own, but for the harmless."""
+    return [call for call in calls if not any(call.module.children()) and not isinstance(call.module, _HARMLESS)]
+
+
+def _names(calls: list[_Call]) -> str:
+    return ", ".join(f"{call.name!r} ({type(call.module).__name__})" for call in calls)
 
 
 def _is_linear(module: nn.Module) -> bool:
