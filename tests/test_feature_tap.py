@@ -161,6 +161,16 @@ PIXELS_FIRST = (
     r"between the classifier '(classifier.1|fc)' \(Conv2d\), which is given every pixel, and the pooling there is"
 )
 
+
+class CalledTwice(Plain):
+    """The classifier has other logits to give as well."""
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.features(images)
+        others = self.fc(features.amax((2, 3)))
+        return self.fc(features.mean((2, 3))), others
+
+
 CAPTURED: dict[str, tuple[Any, tuple[int, int]]] = {
     "plain": (Plain, (4, 6)),
     "functional pooling": (Functional, (4, 6)),
@@ -168,6 +178,7 @@ CAPTURED: dict[str, tuple[Any, tuple[int, int]]] = {
     "functional relu in place": (lambda: Preactivated(True), (4, 6)),
     "convolution head": (lambda: ConvolutionHead(False), (4, 6)),
     "convolution head pooled after": (lambda: ConvolutionHead(True), (4, 6)),
+    "classifier called twice": (CalledTwice, (4, 6)),
     "tuple": (lambda: Returning("tuple"), (4, 6)),
     "dict": (lambda: Returning("dict"), (4, 6)),
     "object": (lambda: Returning("object"), (4, 6)),
