@@ -1,0 +1,49 @@
+"""Options of the teacher."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from training.options import values
+from training.options.names import SMALL
+
+
+def add_teacher(group: argparse._ArgumentGroup) -> None:
+    """Its network, its training, and where it is kept."""
+    add = group.add_argument
+    add(
+        "--teacher",
+        type=values.network,
+        default=SMALL,
+        metavar="NAME",
+        help="the teacher's network: small (240,000 weights), or another as for --student (default: %(default)s)",
+    )
+    add(
+        "--teacher-epochs",
+        type=values.positive_int,
+        default=12,
+        metavar="N",
+        help="passes of the teacher over all training images (default: %(default)s epochs)",
+    )
+    add(
+        "--teacher-lr",
+        type=values.positive,
+        default=0.1,
+        metavar="X",
+        help="as --lr, always along a cosine (default: %(default)s)",
+    )
+    add(
+        "--teacher-seed",
+        type=values.natural,
+        default=0,
+        metavar="N",
+        help="the teacher's own seed (default: %(default)s)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        default=Path("runs/teachers"),
+        metavar="FOLDER",
+        help="where trained teachers are kept, one file for each set of settings (default: %(default)s)",
+    )
