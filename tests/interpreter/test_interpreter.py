@@ -35,6 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from icd_kernels import ICDLoss, available_backends, gram_kl, region_logits
 from icd_kernels.backends import choose
+from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton.icd_loss import _plan as planned
 from icd_kernels.backends.triton.operators import OPERATORS, interprets
 from icd_kernels.options import NORM_FLOOR
 
@@ -147,6 +149,19 @@ class TestManyBlocks:
         if name == "images" and gram == "class":
             case = replace(case, batch=20, options={**case.options, "scales": (1,)})
         assert_no_worse_than_eager(icd_loss_problem(case, ("student_features", "student_weight")), TRITON)
+
+    def test_bands_of_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A head too large for the cache: five row tiles in bands of two, and blocks of classes and of channels."""
+        dtypes: dict[str, Any] = {"dtype": torch.float32, "weight_dtype": torch.float32, "bias_dtype": torch.float32}
+        student, teacher = Network(70, 2, 2, **dtypes), Network(66, 2, 2, **dtypes)
+        options = {"gram": "spatial", "scales": (2,), "normalize": "l2"}
+        case = Case(batch=35, classes=130, student=student, teacher=teacher, options=options)
+        monkeypatch.setattr(configs, "CACHED_BYTES", 2 * 32 * 70 * 4)
+        planned.cache_clear()
+        try:
+            assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
+        finally:
+            planned.cache_clear()
 
     @pytest.mark.parametrize("wanted", [STUDENT, ("student_weight",), ("student_bias",)])
     def test_parts_of_the_images(self, wanted: tuple[str, ...]) -> None:

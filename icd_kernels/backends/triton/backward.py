@@ -102,16 +102,20 @@ def _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS: tl.constexpr):
 def _weight_task(task, job, counters, CONSTANTS: tl.constexpr):
     """A tile of dl/dW = Σ dl/dz f̄^T over all images' cells; the first block of channels also does dl/db = Σ dl/dz.
 
+    Blocks of channels vary fastest: for many classes dl/dz is the larger operand, and is read by all of them together.
     Where the images are split, the last part to arrive adds up all parts in order.
     """
     split = task % CONSTANTS.SPLITS
     tile = task // CONSTANTS.SPLITS
-    class_blocks = tl.cdiv(job.classes, CONSTANTS.ROW_BLOCK)
-    o_classes = (tile % class_blocks) * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
-    o_channels = (tile // class_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
+    channel_blocks = 1
+    if job.p_weight_gradient is not None:
+        channel_blocks = tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
+    channel_block = tile % channel_blocks
+    o_classes = (tile // channel_blocks) * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
+    o_channels = channel_block * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
     total, bias = _weight_product(split, o_classes, o_channels, job, CONSTANTS)
     m_tile = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
-    m_bias = o_classes < tl.where(tile < class_blocks, job.classes, 0)
+    m_bias = o_classes < tl.where(channel_block == 0, job.classes, 0)
     if CONSTANTS.SPLITS > 1:
         wide = tl.full((), 0, tl.int64) + job.classes
         p_tile = job.p_partial + o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]

@@ -29,6 +29,11 @@ SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
 
+GROUP_IMAGES = 8
+"""Images that are projected together at most, where fewer fill a tile: others need not wait for many."""
+CACHED_BYTES = 16 << 20
+"""What is taken to stay in the second-level cache beside all else; an H100 has 50 MB."""
+
 LINEAR_FROM = 256
 """Fewer classes than this are always summed exactly: there is little to gain, and it compiles ten times as fast."""
 CLASS_SUM_VARIABLE = "ICD_KERNELS_CLASS_SUM"
@@ -87,6 +92,11 @@ def splits(tiles: int, depth: int, depth_block: int) -> int:
     while tiles > 0 and parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD and depth >= parts * 2 * 4 * depth_block:
         parts *= 2
     return parts
+
+
+def row_band(weight_bytes: int, tile_bytes: int) -> int:
+    """Row tiles of a projection that share a pass over the head: one each, unless it is too large to stay cached."""
+    return 1 if weight_bytes <= CACHED_BYTES else max(1, CACHED_BYTES // tile_bytes)
 
 
 def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:

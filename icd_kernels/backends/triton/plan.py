@@ -121,11 +121,12 @@ def plan_network(
     pool_tasks = batch * ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
     project_tasks = ceil_div(batch, group_images) * group_products
     bias_stride = 0 if bias is None else bias.stride[0]
+    band = configs.row_band(classes * channels * weight.dtype.itemsize, constants.ROW_BLOCK * channels * dtype.itemsize)
     return NetworkPlan(
         constants=constants,
         numbers=(
             *(channels, *features.stride, *weight.stride, bias_stride),
-            *(group_images, group_tiles, pool_tasks, project_tasks),
+            *(group_images, group_tiles, band, pool_tasks, project_tasks),
         ),
         logits_numbers=(batch * cells * classes, cells * classes, classes, 1, group_products, group_images),
         finest=finest,
@@ -137,8 +138,15 @@ def plan_network(
 
 
 def group_rows(batch: int, cells: int, row_block: int) -> tuple[int, int]:
-    """Images whose cells are rows of one matrix product, and the row tiles of such a group."""
-    group_images = max(1, row_block // cells, ceil_div(batch, GROUPS))
+    """Images whose cells are rows of one matrix product, and the row tiles of such a group.
+
+    The fewest images that fill their tiles as well as any: 3 of 21 cells take two tiles of 32 rows, where each in a
+    tile of its own would leave a third of it empty.
+    """
+    most = max(1, min(batch, max(row_block // cells, configs.GROUP_IMAGES)))
+    tiles = [ceil_div(images * cells, row_block) / images for images in range(1, most + 1)]
+    fullest = next(images for images, share in enumerate(tiles, 1) if share <= 1.02 * min(tiles))
+    group_images = max(fullest, ceil_div(batch, GROUPS))
     return group_images, ceil_div(group_images * cells, row_block)
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from icd_kernels.backends.triton.tasks import arrive, wait_for
+from icd_kernels.backends.triton.tasks import arrive, tile_place, wait_for
 
 
 @triton.jit
@@ -11,10 +11,11 @@ def project_task(task, network, p_pooled_arrivals, p_arrivals, batch, classes, C
     """One tile of partial logits: rows of one group of images, a block of classes, one part of the channels."""
     split = task % CONSTANTS.SPLITS
     class_blocks = tl.cdiv(classes, CONSTANTS.CLASS_BLOCK)
-    tile = task // CONSTANTS.SPLITS
-    o_classes = (tile % class_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
-    row_tile = tile // class_blocks % network.group_tiles
-    group = tile // class_blocks // network.group_tiles
+    row_tiles = tl.cdiv(batch, network.group_images) * network.group_tiles
+    row, column = tile_place(task // CONSTANTS.SPLITS, row_tiles, class_blocks, network.band)
+    o_classes = column * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
+    row_tile = row % network.group_tiles
+    group = row // network.group_tiles
 
     images = tl.minimum(network.group_images, batch - group * network.group_images)
     cell_blocks = tl.cdiv(CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK)

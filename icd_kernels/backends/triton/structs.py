@@ -49,6 +49,8 @@ class Network(NamedTuple):
     """Images that are projected together: their base cells are the rows of a matrix product."""
     group_tiles: Any
     """Row tiles of such a group."""
+    band: Any
+    """Row tiles for which a block of classes is read together (tasks.tile_place)."""
     pool_tasks: Any
     project_tasks: Any
 
