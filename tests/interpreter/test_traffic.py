@@ -295,7 +295,7 @@ def test_the_cases_reach_what_they_name() -> None:
     plans = [plan_forward(problem) for problem in problems]
     assert {plan.student.constants.SPLITS > 1 for plan in plans} == {True, False}
     assert {plan_backward(problem).splits > 1 for problem in problems} == {True, False}
-    assert {plan.student.numbers[-4] > 1 for plan in plans} == {True, False}  # group_images
+    assert {plan.student.constants.GROUP_IMAGES > 1 for plan in plans} == {True, False}
     assert {plan.gram.form.RESIDENT > 0 for plan in plans} == {True, False}
     assert {plan.gram.form.FINEST > 0 for plan in plans} == {True, False}
     assert {-(-plan.student.constants.CELLS // plan.student.constants.CELL_BLOCK) for plan in plans} == {1, 2}

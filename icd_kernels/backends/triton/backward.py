@@ -57,12 +57,12 @@ def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
     """A tile of dl/df̄ = dl/dz W over the cell's size: rows of one group of images, a block of channels."""
     channel_blocks = tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
     o_channels = (task % channel_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
-    row_tile = task // channel_blocks % job.group_tiles
-    group = task // channel_blocks // job.group_tiles
-    images = tl.minimum(job.group_images, job.batch - group * job.group_images)
+    row_tile = task // channel_blocks % CONSTANTS.GROUP_TILES
+    group = task // channel_blocks // CONSTANTS.GROUP_TILES
+    images = tl.minimum(CONSTANTS.GROUP_IMAGES, job.batch - group * CONSTANTS.GROUP_IMAGES)
     o_local = row_tile * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
     m_rows = o_local < images * CONSTANTS.CELLS
-    o_rows = group.to(tl.int64) * job.group_images * CONSTANTS.CELLS + o_local
+    o_rows = group.to(tl.int64) * CONSTANTS.GROUP_IMAGES * CONSTANTS.CELLS + o_local
 
     total = _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS)
     top, bottom, left, right = cell_windows(
@@ -199,8 +199,8 @@ def _scatter_task(task, job, counters, CONSTANTS: tl.constexpr):
     image = task // channel_blocks
     o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
     m_channels = (o_channels < job.channels)[None, :]
-    group_tasks = job.group_tiles * tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
-    wait_for(counters.p_student_pooled + image // job.group_images, group_tasks)
+    group_tasks = CONSTANTS.GROUP_TILES * tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
+    wait_for(counters.p_student_pooled + image // CONSTANTS.GROUP_IMAGES, group_tasks)
 
     p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
     p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image
@@ -401,9 +401,8 @@ def _plan(
     classes, channels = weight.shape
     batch = features.shape[0]
     constants = _constants(gradient, features, scales, pyramid, products)
-    group_images, group_tiles = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
     blocks = ceil_div(channels, constants.CLASS_BLOCK)
-    cell_tasks = ceil_div(batch, group_images) * group_tiles * blocks if by_features else 0
+    cell_tasks = ceil_div(batch, constants.GROUP_IMAGES) * constants.GROUP_TILES * blocks if by_features else 0
     tiles = ceil_div(classes, constants.ROW_BLOCK) * (blocks if by_weight else 1) if by_weight or by_bias else 0
     splits = configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK)
     scatter_tasks = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
@@ -411,7 +410,7 @@ def _plan(
     return _Plan(
         numbers=(
             *(*gradient.stride, stride_upstream, *weight.stride, *features.stride),
-            *(batch, classes, channels, group_images, group_tiles, cell_tasks, tiles * splits),
+            *(batch, classes, channels, cell_tasks, tiles * splits),
         ),
         spaces=spaces(
             batch * constants.CELLS * channels if by_features else 0,
@@ -434,6 +433,7 @@ def _constants(
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
     row_block, class_block, depth_block = configs.product_blocks(gradient.dtype, products)
+    group_images, group_tiles = group_rows(features.shape[0], cells, row_block)
     return NetworkConstants(
         ACC=LANGUAGE_DTYPES[gradient.dtype],
         POOL=LANGUAGE_DTYPES[gradient.dtype],
@@ -445,6 +445,9 @@ def _constants(
         ALIGN=math.gcd(features.stride[1], 16),
         FLAT=height == 1 or features.stride[2] == width * features.stride[3],
         ROWS_APART=gradient.stride[0] != cells * gradient.stride[1],
+        GROUP_IMAGES=group_images,
+        GROUP_TILES=group_tiles,
+        BAND=1,
         SPLITS=1,
         PRECISION=products,
         PARTS=parts(LANGUAGE_DTYPES[gradient.dtype]),

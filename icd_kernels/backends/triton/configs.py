@@ -94,9 +94,9 @@ def splits(tiles: int, depth: int, depth_block: int) -> int:
     return parts
 
 
-def row_band(weight_bytes: int, tile_bytes: int) -> int:
+def row_band(head_bytes: int, tile_bytes: int) -> int:
     """Row tiles of a projection that share a pass over the head: one each, unless it is too large to stay cached."""
-    return 1 if weight_bytes <= CACHED_BYTES else max(1, CACHED_BYTES // tile_bytes)
+    return 1 if head_bytes <= CACHED_BYTES else max(1, CACHED_BYTES // tile_bytes)
 
 
 def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:

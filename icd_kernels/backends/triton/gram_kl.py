@@ -224,7 +224,7 @@ def _plan(
 ) -> tuple[GramPlan, tuple[int, ...], Launch]:
     """The Gram stage, its workspace and its launch."""
     batch, cells, classes = student.shape
-    constants = LogitsConstants(SPLITS=1, FINEST=0)
+    constants = LogitsConstants(SPLITS=1, FINEST=0, GROUP_IMAGES=1)
     plan = plan_gram(
         batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient, finest,
         gram_precision(products), constants, constants, class_sum, configs.double_cost(device),
@@ -241,4 +241,4 @@ def _plan(
 def _given(logits: Tensor) -> Logits:
     """Logits (B, N, K) that wait for nothing."""
     image, cell, depth = logits.stride()
-    return Logits(logits, None, 0, image, cell, depth, 0, 1)
+    return Logits(logits, None, 0, image, cell, depth, 0)

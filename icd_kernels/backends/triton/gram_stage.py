@@ -48,8 +48,8 @@ def _class_task(task, student, teacher, work, counters, batch, classes, temperat
     image = task // FORM.CELLS
     cell = task % FORM.CELLS
     scale, first, weight = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
-    wait_for_logits(student, image)
-    wait_for_logits(teacher, image)
+    wait_for_logits(student, image, FORM.STUDENT)
+    wait_for_logits(teacher, image, FORM.TEACHER)
     o_row = task.to(tl.int64) * classes
     p_gradient = work.p_gradient
     if FORM.GRADIENT:
@@ -91,8 +91,8 @@ def _spatial_task(task, student, teacher, work, counters, batch, classes, temper
     image = task // FORM.UNITS
     unit = task % FORM.UNITS
     scale, first, weight = _scale_of_unit(unit, FORM)
-    wait_for_logits(student, image)
-    wait_for_logits(teacher, image)
+    wait_for_logits(student, image, FORM.STUDENT)
+    wait_for_logits(teacher, image, FORM.TEACHER)
     loss = tl.full((), 0.0, FORM.ACC)
     if weight > 0:
         factor = _factor(weight, batch, FORM)
@@ -171,8 +171,8 @@ def _sample_task(task, student, teacher, work, counters, batch, classes, tempera
         image = task // FORM.CELLS
         cell = task % FORM.CELLS
         scale, first, _ = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
-        wait_for_logits(student, image)
-        wait_for_logits(teacher, image)
+        wait_for_logits(student, image, FORM.STUDENT)
+        wait_for_logits(teacher, image, FORM.TEACHER)
         divisor = _normalize_cell(student, teacher, work, image, cell - first, first, scale, classes, FORM)
         if FORM.GRADIENT:
             tl.store(work.p_divisor + task + tl.arange(0, 1), divisor)

@@ -10,10 +10,10 @@ NORM_FLOOR: tl.constexpr = tl.constexpr(1e-12)  # that of icd_kernels/options.py
 
 
 @triton.jit
-def wait_for_logits(logits, image):
+def wait_for_logits(logits, image, CONSTANTS: tl.constexpr):
     """Returns once the logits of `image` can be read."""
     if logits.p_arrivals is not None:
-        wait_for(logits.p_arrivals + image // logits.group_images, logits.arrivals)
+        wait_for(logits.p_arrivals + image // CONSTANTS.GROUP_IMAGES, logits.arrivals)
 
 
 @triton.jit

@@ -100,7 +100,7 @@ class NetworkPlan(NamedTuple):
     @property
     def logits_constants(self) -> LogitsConstants:
         """How every cell's logits follow from the projected ones."""
-        return LogitsConstants(self.constants.SPLITS, self.finest)
+        return LogitsConstants(self.constants.SPLITS, self.finest, self.constants.GROUP_IMAGES)
 
 
 def plan_network(
@@ -113,22 +113,17 @@ def plan_network(
     pyramid: str,
 ) -> NetworkPlan:
     """How one network is pooled and projected; `products`: see :func:`precision`."""
-    constants, finest = _network_constants(features, weight.shape[0], dtype, products, scales, pyramid)
+    constants, finest = _network_constants(features, weight, dtype, products, scales, pyramid)
     batch, channels = features.shape[:2]
     classes, cells, splits = weight.shape[0], constants.CELLS, constants.SPLITS
-    group_images, group_tiles = group_rows(batch, cells, constants.ROW_BLOCK)
-    group_products = group_tiles * ceil_div(classes, constants.CLASS_BLOCK) * splits
+    group_products = constants.GROUP_TILES * ceil_div(classes, constants.CLASS_BLOCK) * splits
     pool_tasks = batch * ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
-    project_tasks = ceil_div(batch, group_images) * group_products
+    project_tasks = ceil_div(batch, constants.GROUP_IMAGES) * group_products
     bias_stride = 0 if bias is None else bias.stride[0]
-    band = configs.row_band(classes * channels * weight.dtype.itemsize, constants.ROW_BLOCK * channels * dtype.itemsize)
     return NetworkPlan(
         constants=constants,
-        numbers=(
-            *(channels, *features.stride, *weight.stride, bias_stride),
-            *(group_images, group_tiles, band, pool_tasks, project_tasks),
-        ),
-        logits_numbers=(batch * cells * classes, cells * classes, classes, 1, group_products, group_images),
+        numbers=(channels, *features.stride, *weight.stride, bias_stride, pool_tasks, project_tasks),
+        logits_numbers=(batch * cells * classes, cells * classes, classes, 1, group_products),
         finest=finest,
         pool_tasks=pool_tasks,
         project_tasks=project_tasks,
@@ -151,7 +146,7 @@ def group_rows(batch: int, cells: int, row_block: int) -> tuple[int, int]:
 
 
 def _network_constants(
-    features: Layout, classes: int, dtype: torch.dtype, products: str, scales: tuple[int, ...], pyramid: str
+    features: Layout, weight: Layout, dtype: torch.dtype, products: str, scales: tuple[int, ...], pyramid: str
 ) -> tuple[NetworkConstants, int]:
     """What the kernel is compiled for, and the side of the only grid that is projected, 0 where all cells are."""
     batch, channels, height, width = features.shape
@@ -160,7 +155,8 @@ def _network_constants(
     pool = pool_dtype(features.dtype, dtype)
     row_block, class_block, depth_block = configs.product_blocks(dtype, products)
     group_images, group_tiles = group_rows(batch, cells, row_block)
-    tiles = ceil_div(batch, group_images) * group_tiles * ceil_div(classes, class_block)
+    tiles = ceil_div(batch, group_images) * group_tiles * ceil_div(weight.shape[0], class_block)
+    head_bytes, tile_bytes = weight.shape[0] * channels * weight.dtype.itemsize, row_block * channels * dtype.itemsize
     constants = NetworkConstants(
         ACC=LANGUAGE_DTYPES[dtype],
         POOL=pool,
@@ -172,6 +168,9 @@ def _network_constants(
         ALIGN=math.gcd(features.stride[1], 16),
         FLAT=height == 1 or features.stride[2] == width * features.stride[3],
         ROWS_APART=False,
+        GROUP_IMAGES=group_images,
+        GROUP_TILES=group_tiles,
+        BAND=configs.row_band(head_bytes, tile_bytes),
         SPLITS=configs.splits(tiles, channels, depth_block),
         PRECISION=products,
         PARTS=parts(pool),

@@ -34,7 +34,7 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     o_out = (image.to(tl.int64) * CONSTANTS.CELLS + o_cells)[:, None] * network.channels + o_channels[None, :]
     m_out = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
     tl.store(network.p_pooled + o_out, total / size, mask=m_out)
-    arrive(p_arrivals + image // network.group_images)
+    arrive(p_arrivals + image // CONSTANTS.GROUP_IMAGES)
 
 
 @triton.jit

@@ -54,7 +54,7 @@ def region_logits_kernel(
         image = cell_task // FORM.CELLS + tl.zeros((1,), tl.int32)
         cell = cell_task % FORM.CELLS
         scale, first, _ = scale_of_cell(cell, FORM.SCALES, FORM.FIRSTS, FORM.WEIGHTS, FORM.ACC)
-        wait_for_logits(source, cell_task // FORM.CELLS)
+        wait_for_logits(source, cell_task // FORM.CELLS, FORM.STUDENT)
         local = cell - first + tl.zeros((1,), tl.int32)
         assemble_rows(
             source, p_logits, None, image, local, local >= 0, first, scale, classes, FORM.STUDENT, FORM,

@@ -45,12 +45,6 @@ class Network(NamedTuple):
     stride_depth: Any
     """Strides of the weight: class, then channel."""
     stride_bias: Any
-    group_images: Any
-    """Images that are projected together: their base cells are the rows of a matrix product."""
-    group_tiles: Any
-    """Row tiles of such a group."""
-    band: Any
-    """Row tiles for which a block of classes is read together (tasks.tile_place)."""
     pool_tasks: Any
     project_tasks: Any
 
@@ -76,6 +70,12 @@ class NetworkConstants(NamedTuple):
     """Whether pixel p lies at p * stride_column: true of NCHW, channels-last and token grids."""
     ROWS_APART: Any
     """Backward: whether the cells of one image's dl/dz do not follow those of the image before at one stride."""
+    GROUP_IMAGES: Any
+    """Images that are projected together: their base cells are the rows of a matrix product."""
+    GROUP_TILES: Any
+    """Row tiles of such a group."""
+    BAND: Any
+    """Row tiles for which a block of classes is read together (projection.tile_place)."""
     SPLITS: Any
     """Parts into which the depth of a product is split: channels of a projection, images of a weight's gradient."""
     PRECISION: Any
@@ -101,7 +101,6 @@ class Logits(NamedTuple):
     stride_cell: Any
     stride_class: Any
     arrivals: Any
-    group_images: Any
 
 
 class LogitsConstants(NamedTuple):
@@ -110,6 +109,8 @@ class LogitsConstants(NamedTuple):
     SPLITS: Any
     FINEST: Any
     """Side of the only grid that is stored, coarser cells being means over it; 0 where every cell is stored."""
+    GROUP_IMAGES: Any
+    """Images of one counter of `p_arrivals`."""
 
 
 class Work(NamedTuple):
@@ -218,7 +219,5 @@ class Backward(NamedTuple):
     batch: Any
     classes: Any
     channels: Any
-    group_images: Any
-    group_tiles: Any
     cell_tasks: Any
     weight_tasks: Any

@@ -21,18 +21,6 @@ def draw_task(counters):
 
 
 @triton.jit
-def tile_place(tile, rows, columns, band):
-    """Row and column of tile number `tile`: rows vary fastest within bands of that many rows, then columns.
-
-    Programs run in order, so those of a band read each column's operand at about the same time.
-    """
-    first = tile // (band * columns) * band
-    height = tl.minimum(band, rows - first)
-    within = tile - first * columns
-    return first + within % height, within // height
-
-
-@triton.jit
 def arrive(p_counter):
     """Publishes what this program wrote. Returns how many arrived before it."""
     tl.debug_barrier()
