@@ -3,7 +3,7 @@
 from icd_kernels._version import __version__
 from icd_kernels.backends import BackendUnavailableError, available_backends
 from icd_kernels.functional import gram_kl, icd_loss, region_logits
-from icd_kernels.module import ICDLoss
+from icd_kernels.module import ICDLoss, class_form_weight
 from icd_kernels.network import NetworkOutput
 from icd_kernels.objectives import make_objective, sdd_loss
 from icd_kernels.tap import FeatureTap
@@ -15,6 +15,7 @@ __all__ = [
     "NetworkOutput",
     "__version__",
     "available_backends",
+    "class_form_weight",
     "gram_kl",
     "icd_loss",
     "make_objective",

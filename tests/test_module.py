@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +14,15 @@ from cases import EVERY_BACKEND, Case, loss_of
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from icd_kernels import ICDLoss
+from icd_kernels import ICDLoss, class_form_weight
 from icd_kernels.options import DEFAULT_SCALES, make_options
 
-PRESETS: dict[str, Any] = {"paper": ICDLoss.paper, "released": ICDLoss.released, "plain": ICDLoss}
+PRESETS: dict[str, Any] = {
+    "paper": ICDLoss.paper,
+    "balanced": partial(ICDLoss.balanced, 5),
+    "released": ICDLoss.released,
+    "plain": ICDLoss,
+}
 
 
 def heads() -> tuple[Tensor, nn.Linear, Tensor, nn.Linear]:
@@ -30,6 +36,18 @@ class TestPresets:
         assert loss.options == make_options(gram="class", pyramid="adaptive", normalize="none")
         assert loss.weight == 1.0
 
+    def test_balanced(self) -> None:
+        loss = ICDLoss.balanced(200)
+        assert loss.options == make_options(gram="class", pyramid="adaptive", normalize="zscore")
+        assert loss.weight == pytest.approx(0.15)
+        assert ICDLoss.balanced(200, normalize="none").weight == class_form_weight("none", 200) == 0.3 / 200
+        assert ICDLoss.balanced(200, weight=7.0).weight == 7.0
+
+    @pytest.mark.parametrize(("normalize", "classes"), [("cosine", 10), ("none", 1)])
+    def test_no_weight_for_what_is_not_there(self, normalize: str, classes: int) -> None:
+        with pytest.raises(ValueError, match="normalize must be one of" if classes > 1 else "num_classes must be"):
+            class_form_weight(normalize, classes)
+
     def test_released(self) -> None:
         loss = ICDLoss.released()
         assert loss.options == make_options(gram="spatial", pyramid="nested", normalize="l2", temperature=2.0)
@@ -37,7 +55,7 @@ class TestPresets:
         assert loss.options.scale_weights == (1 / 6, 2 / 6, 3 / 6)
         assert loss.weight == 2.0
 
-    @pytest.mark.parametrize("preset", ["paper", "released"])
+    @pytest.mark.parametrize("preset", ["paper", "balanced", "released"])
     def test_every_option_can_be_overridden(self, preset: str) -> None:
         options: dict[str, Any] = {
             "scales": (2, 3),

@@ -321,7 +321,7 @@ def test_icd_options_reach_the_loss() -> None:
         "reduction": "mean",
     }
     assert icd.backend == "reference"
-    assert settings.resolved(chosen, icd, torch.device("cpu"))["icd_weight"] == 2.0
+    assert settings.resolved(chosen, icd, 10, torch.device("cpu"))["icd_weight"] == 2.0
 
 
 def test_quick_gives_way_to_what_is_given() -> None:

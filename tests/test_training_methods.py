@@ -54,7 +54,7 @@ def test_names_are_those_of_the_objectives() -> None:
 def resolved(*arguments: str) -> dict[str, Any]:
     chosen = options.parse(list(arguments))
     device = torch.device("cpu")
-    return settings.resolved(chosen, settings.make_icd(chosen, device), device)
+    return settings.resolved(chosen, settings.make_icd(chosen, device), 10, device)
 
 
 def objective_settings(method: str, *arguments: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_default_is_kd_and_icd_over_global_kd() -> None:
     kd = objective_settings("kd")
     assert (kd["ce_weight"], kd["base_weight"], kd["temperature"]) == (pytest.approx(0.1), 0.9, 4.0)
     icd = objective_settings("icd-kd")
-    assert (icd["gram"], icd["normalize"], icd["icd_temperature"], icd["icd_weight"]) == ("class", "none", 4.0, 0.03)
+    assert (icd["gram"], icd["normalize"], icd["icd_temperature"], icd["icd_weight"]) == ("class", "zscore", 4.0, 3.0)
     assert icd["local_base"] is False
     assert objective_settings("icd-kd", "--local-base")["local_base"] is True
 

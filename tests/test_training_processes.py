@@ -263,7 +263,7 @@ class TestShares:
 
     def test_a_batch_that_is_too_small_is_refused(self) -> None:
         chosen = options.parse([*TINY, "--batch-size", "14"])
-        resolved = settings.resolved(chosen, settings.make_icd(chosen, CPU), CPU, processes=2)
+        resolved = settings.resolved(chosen, settings.make_icd(chosen, CPU), 10, CPU, processes=2)
         images = data.load("digits", CPU)
         with pytest.raises(UsageError, match=r"--batch-size 14: 2 processes need 4 images.*last batch of 30 has 2"):
             experiment._check_shares(images, resolved)

@@ -57,7 +57,7 @@ def test_own_recipe(tmp_path: Path) -> None:
     chosen = parse(["--recipe", str(path)])
     assert (chosen.epochs, chosen.scales, chosen.local_base) == (24, (1, 3), False)
     device = torch.device("cpu")
-    assert settings.resolved(chosen, settings.make_icd(chosen, device), device)["milestones"] == (15, 18, 21)
+    assert settings.resolved(chosen, settings.make_icd(chosen, device), 100, device)["milestones"] == (15, 18, 21)
 
 
 @pytest.mark.parametrize(

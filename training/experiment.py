@@ -66,7 +66,7 @@ def _prepare(
     board = Board(options.out / "tensorboard" if options.tensorboard else None)
     images = sources.load(options, device)
     options.train_images = _train_images(options, images)
-    settings = resolved(options, icd, device, processes.world_size)
+    settings = resolved(options, icd, images.classes, device, processes.world_size)
     if processes.world_size > 1:
         _check_shares(images, settings)
     return images, icd, board, settings

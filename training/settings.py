@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icd_kernels import BackendUnavailableError, ICDLoss
+from icd_kernels import BackendUnavailableError, ICDLoss, class_form_weight
 from icd_kernels.backends import choose
 from icd_kernels.objectives import Objective, make_objective
 from training.errors import UsageError
@@ -16,11 +16,15 @@ from training.processes import ALONE, Processes
 from training.seeds import derived_seed
 
 _RELEASED = {"gram": "spatial", "normalize": "l2", "temperature": 2.0, "weight": 2.0}
+_CLASS_FORM = {"gram": "class", "pyramid": "adaptive"}
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"gram": "class", "pyramid": "adaptive", "normalize": "none"},
+    "balanced": {**_CLASS_FORM, "normalize": "zscore"},
+    "paper": {**_CLASS_FORM, "normalize": "none"},
     "released": {**_RELEASED, "pyramid": "nested"},
     "corrected": {**_RELEASED, "pyramid": "adaptive"},
 }
+_LOCAL_PRESETS = ("released", "corrected")
+"""Their base is on local logits."""
 _PRESET_OVERRIDES = ("gram", "pyramid", "normalize", "temperature", "scales", "scale_weights")
 
 SCALED_EPOCHS = 20 / 240
@@ -72,10 +76,10 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
         raise UsageError(f"iCD option: {error}") from error
 
 
-def resolved(options: Options, icd: ICDLoss, device: torch.device, processes: int = 1) -> dict[str, Any]:
+def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only.
 
-    "processes" is how many torchrun has started, 1 without it.
+    `classes`: of the data. "processes" is how many torchrun has started, 1 without it.
     """
     student = ("data", "student", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
     optimization = ("schedule", "weight_decay", "nesterov", "clip")
@@ -85,8 +89,8 @@ def resolved(options: Options, icd: ICDLoss, device: torch.device, processes: in
     settings = {
         **{name: getattr(options, name) for name in (*student, *optimization, *teacher, *objectives)},
         **{name: getattr(icd.options, name) for name in _PRESET_OVERRIDES},
-        "icd_weight": _icd_weight(options, icd),
-        "local_base": options.preset != "paper" if options.local_base is None else options.local_base,
+        "icd_weight": _icd_weight(options, icd, classes),
+        "local_base": options.preset in _LOCAL_PRESETS if options.local_base is None else options.local_base,
         "ramp_epochs": share if options.ramp_epochs is None else options.ramp_epochs,
         "warmup_epochs": share if options.warmup_epochs is None else options.warmup_epochs,
         "milestones": _milestones(options),
@@ -158,13 +162,13 @@ def _check_objectives(settings: dict[str, Any]) -> None:
             raise UsageError(f"method {method}: {error}") from error
 
 
-def _icd_weight(options: Options, icd: ICDLoss) -> float:
-    """--icd-weight, or what brings the term to the size of the KD term."""
+def _icd_weight(options: Options, icd: ICDLoss, classes: int) -> float:
+    """--icd-weight, or what the objectives would take."""
     if options.icd_weight is not None:
         return options.icd_weight
-    if options.preset != "paper":
-        return _RELEASED["weight"]  # type: ignore[return-value]  # beside strings
-    return 0.03 if icd.options.normalize == "none" else 1.0
+    if icd.options.gram == "class":
+        return class_form_weight(icd.options.normalize, classes)
+    return _RELEASED["weight"]  # type: ignore[return-value]  # beside strings
 
 
 def _milestones(options: Options) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from icd_kernels.module import ICDLoss
+from icd_kernels.module import ICDLoss, class_form_weight
 
 METHODS = (
     "sp", "crd", "ldrld",
@@ -14,7 +14,7 @@ METHODS = (
 )  # fmt: skip
 """The rows of the paper's Table 1, in its order."""
 
-PRESETS = {"paper": ICDLoss.paper, "released": ICDLoss.released}
+PRESETS = ("paper", "balanced", "released")
 
 EVERY_METHOD = {"ce_weight": 1.0, "base_weight": 1.0, "ramp_epochs": 0, "label_smoothing": 0.0, "reduction": "mean"}
 
@@ -45,7 +45,10 @@ LOCAL: dict[str, dict[str, Any]] = {**GLOBAL, "nkd": {"ramp_epochs": 20, "temper
 
 
 def defaults(method: str, *, released: bool, preset: str | None, local_base: bool) -> dict[str, Any]:
-    """The options of a method by name, with their defaults. `preset` and `local_base` matter to iCD alone."""
+    """The options of a method by name, with their defaults. `preset` and `local_base` matter to iCD alone.
+
+    iCD's weight is None, for it depends on other options (:func:`icd_weight`).
+    """
     if method in OTHERS:
         return {**EVERY_METHOD, **OTHERS[method]}
     family, _, base = method.rpartition("-")
@@ -62,13 +65,20 @@ def defaults(method: str, *, released: bool, preset: str | None, local_base: boo
 
 def icd_defaults(preset: str | None, released: bool) -> dict[str, Any]:
     """iCD's options as a preset of `ICDLoss` has them. None is the released settings on the right pyramid."""
-    loss = PRESETS[preset or "released"]()
+    loss = {"paper": ICDLoss.paper(), "balanced": ICDLoss.balanced(2)}.get(preset or "", ICDLoss.released())
     chosen = loss.options
     options = {
         "gram": chosen.gram,
         "normalize": chosen.normalize,
         "icd_temperature": 1.0 if released else chosen.temperature,  # the released code's only multiplies, squared
         "scale_weights": None,
-        "icd_weight": loss.weight,
+        "icd_weight": None,
     }
     return options if preset is None else {**options, "pyramid": chosen.pyramid}
+
+
+def icd_weight(values: dict[str, Any], num_classes: int, released: bool) -> float:
+    """γ where none is given: against K in class form, otherwise as released."""
+    if values["gram"] == "class" and not released:
+        return class_form_weight(values["normalize"], num_classes)
+    return ICDLoss.released().weight

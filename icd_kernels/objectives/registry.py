@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from icd_kernels.objectives.defaults import METHODS, PRESETS, defaults
+from icd_kernels.objectives.defaults import METHODS, PRESETS, defaults, icd_weight
 from icd_kernels.objectives.objective import Objective
 from icd_kernels.objectives.options import check_count, check_flag, check_number
 from icd_kernels.objectives.parts import OTHER_PARTS, Values, make_logit_parts
@@ -28,7 +28,7 @@ def make_objective(
         num_classes: K, at least 2.
         released: the authors' formulas and habits, faults included, for those who must compare.
         backend: of iCD and the local logits, as for `icd_loss`.
-        preset: of iCD, "paper" or "released": the options of `ICDLoss.paper()` or `ICDLoss.released()`. None is the
+        preset: of iCD, "paper", "balanced" or "released": the options of `ICDLoss.paper()` and so on. None is the
             released ones on the right pyramid ("adaptive", unless `released`).
         local_base: of iCD, whether its base is SD-* on local logits, as released, or the plain one on global logits.
         options: the method's own; docs/objectives.md has every one with its default. All have `ce_weight`,
@@ -42,9 +42,9 @@ def make_objective(
     check_flag("released", released)
     check_flag("local_base", local_base)
     if preset is not None:
-        check_choice("preset", preset, tuple(PRESETS))
-    if released and preset == "paper":
-        raise ValueError("preset must be 'released' or None with released=True, got 'paper'")
+        check_choice("preset", preset, PRESETS)
+    if released and preset not in (None, "released"):
+        raise ValueError(f"preset must be 'released' or None with released=True, got {preset!r}")
     is_icd = method.startswith("icd-")
     if not is_icd and (preset is not None or not local_base):
         raise TypeError(f"preset and local_base are options of iCD, not of {method!r}")
@@ -53,6 +53,8 @@ def make_objective(
     if unknown:
         raise TypeError(f"method {method!r} has no option {unknown[0]!r}; it has {', '.join(sorted(values))}")
     values = _check_common({**values, **options})
+    if is_icd and values["icd_weight"] is None:
+        values["icd_weight"] = icd_weight(values, num_classes, released)
     if method in OTHER_PARTS:
         parts = OTHER_PARTS[method](values)
     else:

@@ -75,11 +75,13 @@ class TestRamp:
 
 
 class TestICD:
-    @pytest.mark.parametrize("preset", ["paper", "released"])
+    @pytest.mark.parametrize("preset", ["paper", "balanced", "released"])
     @pytest.mark.parametrize("method", ICD_METHODS)
     def test_presets_are_those_of_the_loss(self, method: str, preset: str) -> None:
         batch = example(torch.float32)
-        loss = getattr(ICDLoss, preset)()
+        classes = objective_of(method).settings()["num_classes"]
+        weight = {"paper": 0.3 / classes, "balanced": 30 / classes, "released": 2.0}[preset]
+        loss = getattr(ICDLoss, preset)(*[classes] * (preset == "balanced"), weight=weight)
         (student_map, *student_head), (teacher_map, *teacher_head) = map(map_and_head, batch[:2])
         expected = loss(student_map, student_head, teacher_map, teacher_head)
         objective = objective_of(method, preset=preset)

@@ -14,11 +14,11 @@ def add_preset(group: argparse._ArgumentGroup) -> None:
     add(
         "--preset",
         choices=PRESETS,
-        default="paper",
-        help="where the options below start from. paper: gram class, pyramid adaptive, normalize none, temperature 4, "
-        "beside a base on global logits; released (the authors' code): gram spatial, pyramid nested, normalize l2, "
-        "temperature 2, beside a base on local logits; corrected: released with pyramid adaptive "
-        "(default: paper; corrected with --compare)",
+        default="balanced",
+        help="where the options below start from. balanced: gram class, pyramid adaptive, normalize zscore, "
+        "temperature 4, beside a base on global logits; paper: the same with normalize none; released (the authors' "
+        "code): gram spatial, pyramid nested, normalize l2, temperature 2, beside a base on local logits; corrected: "
+        "released with pyramid adaptive (default: balanced; corrected with --compare)",
     )
     add(
         "--local-base",
@@ -45,9 +45,8 @@ def add_grams(group: argparse._ArgumentGroup) -> None:
         "--normalize",
         choices=("none", "l2", "zscore"),
         help="what is done to each local logit vector before its Gram. With none, Gram entries of a confident teacher "
-        "reach hundreds, the class-form loss tens and its gradient likewise: a weight of 0.03 brings it to KD's size, "
-        "1 drowns the labels. With zscore or l2 "
-        "the entries are at most the number of classes, or 1, whatever the teacher (default: the preset's)",
+        "reach hundreds, the class-form loss tens and its gradient likewise. With zscore or l2 the entries are at most "
+        "the number of classes, or 1, whatever the teacher (default: the preset's)",
     )
     add(
         "--temperature",
@@ -77,8 +76,8 @@ def add_scales(group: argparse._ArgumentGroup) -> None:
         "--icd-weight",
         type=values.non_negative,
         metavar="X",
-        help="the factor of iCD in the objective (default: 0.03 with normalize none, 1 with l2 or zscore; 2 with the "
-        "presets released and corrected, as the authors' code has it)",
+        help="the factor of iCD in the objective (default: 2, as the authors' code has it; with gram class, for K "
+        "classes, 0.3/K with normalize none, 30/K with zscore, 1 with l2)",
     )
     add(
         "--backend",

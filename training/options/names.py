@@ -20,4 +20,4 @@ NETWORKS = (
     "resnet32x4", "resnet50", "wrn-40-2", "vgg13", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2",
 )  # fmt: skip
 LIBRARIES = ("torchvision", "timm")
-PRESETS = ("paper", "released", "corrected")
+PRESETS = ("balanced", "paper", "released", "corrected")
