@@ -48,15 +48,14 @@ def autotunes() -> bool:
     return os.environ.get(AUTOTUNE_VARIABLE) == "1"
 
 
-def registers(gram: str, classes: int) -> int | None:
+def registers(gram: str, classes: int, dtype: torch.dtype) -> int:
     """Registers per thread of the whole loss: with 168, three programs share a multiprocessor of 65,536.
 
-    Class sums linear in K would spill: they have 255, and are told so, since the assembler by itself takes fewer and
-    spills. Sample is left to the assembler.
+    Sample, float64 and class sums linear in K would spill: they have 255, and are told so, since the assembler by
+    itself takes fewer and spills.
     """
-    if gram == "class" and class_sum(classes) != "exact":
-        return 255
-    return None if gram == "sample" else 168
+    is_linear = gram == "class" and class_sum(classes) != "exact"
+    return 255 if is_linear or gram == "sample" or dtype == torch.float64 else 168
 
 
 def power_of_two(count: int, low: int, high: int) -> int:
@@ -101,7 +100,7 @@ def row_band(head_bytes: int, tile_bytes: int) -> int:
 
 def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:
     """Classes of a spatial Gram matrix that is kept in registers, or 0 where it is too large for that."""
-    limit = RESIDENT_CLASSES // (2 if dtype == torch.float64 else 1)
+    limit = RESIDENT_CLASSES // (4 if dtype == torch.float64 else 1)
     fits = max(scales) ** 2 <= PAIR_BLOCK and classes <= limit
     return power_of_two(classes, 16, limit) if fits else 0
 

@@ -234,7 +234,7 @@ def _plan(
         image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
         image if finest else 0,
     )  # fmt: skip
-    registers = configs.registers(gram, classes) if gram == "class" else None
+    registers = None if gram == "spatial" else configs.registers(gram, classes, dtype)
     return plan, sizes, Launch(gram_kl_kernel, plan.tasks, registers=registers, FORM=plan.form, SLOT=counter_slots.SLOT)
 
 

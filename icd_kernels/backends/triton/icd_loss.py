@@ -138,7 +138,7 @@ def _plan(
         launch=Launch(
             icd_loss_kernel,
             teacher.pool_tasks + student.pool_tasks + teacher.project_tasks + student.project_tasks + plan.tasks,
-            registers=configs.registers(gram, classes),
+            registers=configs.registers(gram, classes, dtype),
             STUDENT=student.constants,
             TEACHER=teacher.constants,
             FORM=plan.form,
