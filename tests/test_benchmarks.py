@@ -15,6 +15,7 @@ from benchmarks.cases import Case, from_facts, grid
 from benchmarks.clock import exponent, interleaved, median_noise, quantiles
 from benchmarks.rivals import AUTOTUNED, COMPILED, CPP, EAGER, RELEASED, RIVALS
 from benchmarks.workloads import CIFAR_RESNET32X4_MOBILENETV2, IMAGENET21K_RESNET50_MOBILENETV2, WORKLOADS
+from icd_kernels.backends.triton import TRITON
 
 SMALL = Case(CIFAR_RESNET32X4_MOBILENETV2.with_batch(2), "spatial")
 NEEDS_CPP = pytest.mark.skipif(bool(RIVALS["cpp"].why_not(SMALL, "cpu")), reason="backend 'cpp' is missing")
@@ -310,3 +311,12 @@ class TestGpu:
         assert lines[0] == "L: floor 20 µs"
         assert lines[1].strip().startswith("triton: 30 µs (29.9 µs to 30.1 µs, n 21), 1.5x floor")
         assert lines[2].endswith("out of memory: tried to allocate 20 GiB")
+
+
+def test_the_traffic_page_is_that_of_the_plans() -> None:
+    if TRITON.missing is not None:
+        pytest.skip(f"backend 'triton' is missing: {TRITON.missing}")
+    from benchmarks import traffic
+
+    text = traffic.section().strip()
+    assert text in traffic.PAGE.read_text(encoding="utf-8"), "python -m benchmarks.traffic --write"
