@@ -36,11 +36,11 @@ def gram(problem: Problem, plan: GramPlan, sums: Sums) -> Iterator[Access]:
     """`gram_task`, and `reduce_losses` of the last program.
 
     Raises:
-        NotImplementedError: gram "sample", which no workload has.
+        ValueError: gram is "sample", which no workload has and is not accounted for.
     """
     form = plan.form
     if form.GRAM == "sample":
-        raise NotImplementedError("only gram 'class' and 'spatial' are accounted for")
+        raise ValueError(f"gram must be 'class' or 'spatial', which are accounted for, got {problem.options.gram!r}")
     gradient = EVERY_DZ if form.FINEST else DZ
     if form.RESIDENT:
         yield from resident_gram(problem, form, gradient)

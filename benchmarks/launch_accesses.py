@@ -167,7 +167,7 @@ def upstream(problem: Problem, part: str, rows: int, tasks: int) -> Access:
 
 
 def cell_tasks(problem: Problem, plan: BackwardPlan) -> Iterator[Access]:
-    """`_cell_task`: dl/dz once for every block of channels, the weight once for every tile of rows."""
+    """`cell_task`: dl/dz once for every block of channels, the weight once for every tile of rows."""
     weight, rows, blocks = problem.network("student")[1], plan.rows, plan.channel_blocks
     yield loads("cells", DZ, blocks * rows * problem.classes, problem.dtype)
     yield loads("cells", "student's weight", plan.row_tiles * torch.Size(weight.shape).numel(), weight.dtype)
@@ -176,7 +176,7 @@ def cell_tasks(problem: Problem, plan: BackwardPlan) -> Iterator[Access]:
 
 
 def weight_tasks(problem: Problem, plan: BackwardPlan) -> Iterator[Access]:
-    """`_weight_task`: dl/dz once for every block of channels, pooled features once for every block of classes."""
+    """`weight_task`: dl/dz once for every block of channels, pooled features once for every block of classes."""
     _, weight, bias = problem.network("student")
     rows, blocks, classes, channels = plan.rows, plan.channel_blocks, problem.classes, plan.job.channels
     tiles = plan.class_blocks * blocks
@@ -193,7 +193,7 @@ def weight_tasks(problem: Problem, plan: BackwardPlan) -> Iterator[Access]:
 
 
 def scatter_tasks(problem: Problem, plan: BackwardPlan) -> Iterator[Access]:
-    """`_scatter_task`: cells once for every block of pixels."""
+    """`scatter_task`: cells once for every block of pixels."""
     features, _, _ = problem.network("student")
     constants = plan.constants
     pixel_blocks = ceil_div(constants.HEIGHT * constants.WIDTH, constants.PIXEL_BLOCK)

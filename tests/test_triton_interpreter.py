@@ -1,4 +1,7 @@
-"""Runs the interpreter's tests in a process of their own: Triton decides when it is imported whether it interprets."""
+"""Runs the interpreter's tests in processes of their own: Triton decides when it is imported whether it interprets.
+
+A process for each file, side by side: the interpreter takes minutes, on one thread.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,29 @@ from icd_kernels.backends.triton import TRITON
 FOLDER = Path(__file__).parent / "interpreter"
 
 
-def test_interpreter_suite(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interpreter_suite(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     if TRITON.missing is not None:
         pytest.skip(f"backend 'triton' is missing: {TRITON.missing}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=FOLDER.parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    running = [(started(path, tmp_path / path.stem), path.stem) for path in sorted(FOLDER.glob("test_*.py"))]
+    try:
+        codes = {name: process.wait() for process, name in running}
+    finally:
+        for process, _ in running:
+            process.kill()
+    outputs = {name: (tmp_path / name).read_text() for name in codes}
     with capsys.disabled():
-        print("", *done.stdout.splitlines()[-12:], sep="\n")
-    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+        for name, output in outputs.items():
+            print("", name, *output.splitlines()[-8:], sep="\n")
+    assert not any(codes.values()), "\n".join(outputs[name][-20000:] for name, code in codes.items() if code)
+
+
+def started(path: Path, output: Path) -> subprocess.Popen[bytes]:
+    """The tests of one file, under way."""
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore", str(path)],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            cwd=FOLDER.parent.parent,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )

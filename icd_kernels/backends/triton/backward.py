@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
-from icd_kernels.backends.triton.cells import add_covered, cell_windows, channel_offsets, covers, pixel_offsets, store
+from icd_kernels.backends.triton.cell_gradient import cell_task
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
 from icd_kernels.backends.triton.gram_stage import fold_gradient
 from icd_kernels.backends.triton.launch import Launch
@@ -28,8 +28,10 @@ from icd_kernels.backends.triton.plan import (
     spaces,
     workspace,
 )
+from icd_kernels.backends.triton.scattering import scatter_task
 from icd_kernels.backends.triton.structs import Backward, NetworkConstants
-from icd_kernels.backends.triton.tasks import arrive, draw_task, is_last_task, reset, wait_for
+from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
+from icd_kernels.backends.triton.weight_gradient import weight_task
 from icd_kernels.geometry import base_scales, cell_count, is_folded
 from icd_kernels.operators import keeps_logits
 
@@ -41,216 +43,15 @@ def backward_kernel(job, counters, CONSTANTS: tl.constexpr, SLOT: tl.constexpr):
     weight = task - job.cell_tasks
     scatter = weight - job.weight_tasks
     if weight < 0:
-        _cell_task(task, job, counters, CONSTANTS)
+        cell_task(task, job, counters, CONSTANTS)
     elif scatter < 0:
-        _weight_task(weight, job, counters, CONSTANTS)
+        weight_task(weight, job, counters, CONSTANTS)
     else:
         if job.p_features is not None:
-            _scatter_task(scatter, job, counters, CONSTANTS)
+            scatter_task(scatter, job, counters, CONSTANTS)
     if weight >= 0:
         if is_last_task(counters, job.cell_tasks):
             reset(counters, SLOT)
-
-
-@triton.jit
-def _cell_task(task, job, counters, CONSTANTS: tl.constexpr):
-    """A tile of dl/df̄ = dl/dz W over the cell's size: rows of one group of images, a block of channels."""
-    channel_blocks = tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
-    o_channels = (task % channel_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
-    row_tile = task // channel_blocks % CONSTANTS.GROUP_TILES
-    group = task // channel_blocks // CONSTANTS.GROUP_TILES
-    images = tl.minimum(CONSTANTS.GROUP_IMAGES, job.batch - group * CONSTANTS.GROUP_IMAGES)
-    o_local = row_tile * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
-    m_rows = o_local < images * CONSTANTS.CELLS
-    o_rows = group.to(tl.int64) * CONSTANTS.GROUP_IMAGES * CONSTANTS.CELLS + o_local
-
-    total = _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS)
-    top, bottom, left, right = cell_windows(
-        o_local % CONSTANTS.CELLS, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
-    )
-    size = tl.maximum((bottom - top) * (right - left), 1).to(CONSTANTS.ACC)
-    total = total * (_load_scale(job, CONSTANTS) / size)[:, None]
-    o_out = o_rows[:, None] * job.channels + o_channels[None, :]
-    tl.store(job.p_cells + o_out, total, mask=m_rows[:, None] & (o_channels < job.channels)[None, :])
-    arrive(counters.p_student_pooled + group)
-
-
-@triton.jit
-def _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS: tl.constexpr):
-    """dl/dz W of rows (image, cell) and a block of channels, [ROWS, CHANNELS]."""
-    total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
-    o_classes = tl.arange(0, CONSTANTS.DEPTH_BLOCK)
-    p_gradient = _gradient_rows(job, o_rows, CONSTANTS)[:, None] + o_classes.to(tl.int64)[None, :] * job.stride_class
-    p_weight = job.p_weight + o_classes.to(tl.int64)[:, None] * job.weight_stride_class
-    p_weight += o_channels.to(tl.int64)[None, :] * job.weight_stride_depth
-    m_channels = o_channels < job.channels
-    upstream = _load_upstream(job, o_rows, m_rows, CONSTANTS)
-    block = tl.full((), CONSTANTS.DEPTH_BLOCK, tl.int64)
-    for start in range(0, job.classes, CONSTANTS.DEPTH_BLOCK):
-        m_classes = o_classes < job.classes - start
-        b_gradient = tl.load(p_gradient, mask=m_rows[:, None] & m_classes[None, :], other=0.0).to(CONSTANTS.ACC)
-        b_weight = tl.load(p_weight, mask=m_classes[:, None] & m_channels[None, :], other=0.0).to(CONSTANTS.ACC)
-        if job.p_upstream is not None:
-            b_gradient = b_gradient * upstream[:, None]
-        total = tl.dot(b_gradient, b_weight, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
-        p_gradient += block * job.stride_class
-        p_weight += block * job.weight_stride_class
-    return total
-
-
-@triton.jit
-def _weight_task(task, job, counters, CONSTANTS: tl.constexpr):
-    """A tile of dl/dW = Σ dl/dz f̄^T over all images' cells; the first block of channels also does dl/db = Σ dl/dz.
-
-    Blocks of channels vary fastest: for many classes dl/dz is the larger operand, and is read by all of them together.
-    Where the images are split, the last part to arrive adds up all parts in order.
-    """
-    split = task % CONSTANTS.SPLITS
-    tile = task // CONSTANTS.SPLITS
-    channel_blocks = 1
-    if job.p_weight_gradient is not None:
-        channel_blocks = tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
-    channel_block = tile % channel_blocks
-    o_classes = (tile // channel_blocks) * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
-    o_channels = channel_block * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
-    total, bias = _weight_product(split, o_classes, o_channels, job, CONSTANTS)
-    m_tile = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
-    m_bias = o_classes < tl.where(channel_block == 0, job.classes, 0)
-    if CONSTANTS.SPLITS > 1:
-        wide = tl.full((), 0, tl.int64) + job.classes
-        p_tile = job.p_partial + o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
-        p_bias = job.p_partial + o_classes
-        if job.p_weight_gradient is not None:
-            p_bias += CONSTANTS.SPLITS * wide * job.channels
-            tl.store(p_tile + split * wide * job.channels, total, mask=m_tile)
-        tl.store(p_bias + split * wide, bias, mask=m_bias)
-        is_whole = arrive(counters.p_images + tile) == CONSTANTS.SPLITS - 1
-        tl.debug_barrier()
-        if is_whole:
-            total = total * 0
-            bias = bias * 0
-            for part in tl.static_range(CONSTANTS.SPLITS):
-                if job.p_weight_gradient is not None:
-                    total += tl.load(p_tile + part * wide * job.channels, mask=m_tile, other=0.0)
-                bias += tl.load(p_bias + part * wide, mask=m_bias, other=0.0)
-            _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS)
-    else:
-        _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS)
-
-
-@triton.jit
-def _weight_product(split, o_classes, o_channels, job, CONSTANTS: tl.constexpr):
-    """Σ dl/dz f̄^T, [CLASSES, CHANNELS], and Σ dl/dz, [CLASSES], over one part of all images' cells."""
-    total = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.CLASS_BLOCK), CONSTANTS.ACC)
-    bias = tl.zeros((CONSTANTS.ROW_BLOCK, CONSTANTS.DEPTH_BLOCK), CONSTANTS.ACC)
-    rows = (tl.full((), 0, tl.int64) + job.batch) * CONSTANTS.CELLS
-    steps = tl.cdiv(rows, CONSTANTS.DEPTH_BLOCK)
-    first = steps * split // CONSTANTS.SPLITS
-    o_rows = first * CONSTANTS.DEPTH_BLOCK + tl.arange(0, CONSTANTS.DEPTH_BLOCK)
-    o_columns = o_classes.to(tl.int64)[:, None] * job.stride_class
-    m_classes = (o_classes < job.classes)[:, None]
-    m_channels = (o_channels < job.channels)[None, :]
-    p_gradient = _gradient_rows(job, o_rows, CONSTANTS)[None, :] + o_columns  # [CLASSES, DEPTH]
-    p_pooled = job.p_pooled
-    if job.p_weight_gradient is not None:
-        p_pooled += o_rows[:, None] * job.channels + o_channels[None, :]
-    block = tl.full((), CONSTANTS.DEPTH_BLOCK, tl.int64)
-    for _ in range(first, steps * (split + 1) // CONSTANTS.SPLITS):
-        m_rows = o_rows < rows
-        b_gradient = tl.load(p_gradient, mask=m_rows[None, :] & m_classes, other=0.0).to(CONSTANTS.ACC)
-        if job.p_upstream is not None:
-            b_gradient = b_gradient * _load_upstream(job, o_rows, m_rows, CONSTANTS)[None, :]
-        bias += b_gradient
-        if job.p_weight_gradient is not None:
-            b_pooled = tl.load(p_pooled, mask=m_rows[:, None] & m_channels, other=0.0)
-            total = tl.dot(b_gradient, b_pooled, total, input_precision=CONSTANTS.PRECISION, out_dtype=CONSTANTS.ACC)
-            p_pooled += block * job.channels
-        o_rows += CONSTANTS.DEPTH_BLOCK
-        if CONSTANTS.ROWS_APART:
-            p_gradient = _gradient_rows(job, o_rows, CONSTANTS)[None, :] + o_columns
-        else:
-            p_gradient += block * job.stride_cell
-    return total, tl.sum(bias, axis=1)
-
-
-@triton.jit
-def _store_weights(total, bias, o_classes, o_channels, m_tile, m_bias, job, CONSTANTS: tl.constexpr):
-    scale = _load_scale(job, CONSTANTS)
-    if job.p_weight_gradient is not None:
-        o_out = o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
-        store(job.p_weight_gradient + o_out, total * scale, m_tile)
-    if job.p_bias_gradient is not None:
-        store(job.p_bias_gradient + o_classes, bias * scale, m_bias)
-
-
-@triton.jit
-def _load_scale(job, CONSTANTS: tl.constexpr):
-    """What every image's gradient is multiplied by."""
-    scale = tl.full((), 1.0, CONSTANTS.ACC)
-    if job.p_scale is not None:
-        scale = tl.load(job.p_scale).to(CONSTANTS.ACC)
-    return scale
-
-
-@triton.jit
-def _scatter_task(task, job, counters, CONSTANTS: tl.constexpr):
-    """A block of channels of one image's gradient by its map: every pixel collects from the cells that cover it."""
-    channel_blocks = tl.cdiv(job.channels, CONSTANTS.CHANNEL_BLOCK)
-    image = task // channel_blocks
-    o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
-    m_channels = (o_channels < job.channels)[None, :]
-    group_tasks = CONSTANTS.GROUP_TILES * tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
-    wait_for(counters.p_student_pooled + image // CONSTANTS.GROUP_IMAGES, group_tasks)
-
-    p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
-    p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image
-    p_map += channel_offsets(o_channels, job.feature_stride_channel, CONSTANTS.ALIGN)[None, :]
-    pixels = CONSTANTS.HEIGHT * CONSTANTS.WIDTH
-    for start in range(0, pixels, CONSTANTS.PIXEL_BLOCK):
-        o_pixels = start + tl.arange(0, CONSTANTS.PIXEL_BLOCK)
-        total = _collect(p_cells, m_channels, o_pixels, job, CONSTANTS)  # [PIXELS, CHANNELS]
-        o_map = pixel_offsets(
-            o_pixels, CONSTANTS.WIDTH, job.feature_stride_row, job.feature_stride_column, CONSTANTS.FLAT
-        )
-        store(p_map + o_map[:, None], total, (o_pixels < pixels)[:, None] & m_channels)
-
-
-@triton.jit
-def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
-    total = tl.zeros((CONSTANTS.PIXEL_BLOCK, CONSTANTS.CHANNEL_BLOCK), CONSTANTS.ACC)
-    row = (o_pixels // CONSTANTS.WIDTH)[:, None]
-    column = (o_pixels % CONSTANTS.WIDTH)[:, None]
-    for start in range(0, CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK):
-        o_cells = start + tl.arange(0, CONSTANTS.CELL_BLOCK)
-        top, bottom, left, right = cell_windows(
-            o_cells, CONSTANTS.HEIGHT, CONSTANTS.WIDTH, CONSTANTS.SCALES, CONSTANTS.FIRSTS
-        )
-        b_covers = covers(top[None, :], bottom[None, :], left[None, :], right[None, :], row, column)
-        m_cells = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
-        b_cells = tl.load(p_cells + o_cells.to(tl.int64)[:, None] * job.channels, mask=m_cells, other=0.0)
-        total = add_covered(b_covers, b_cells, total, CONSTANTS)
-    return total
-
-
-@triton.jit
-def _gradient_rows(job, o_rows, CONSTANTS: tl.constexpr):
-    """Where dl/dz of rows (image, cell) starts."""
-    if CONSTANTS.ROWS_APART:
-        image = o_rows // CONSTANTS.CELLS
-        p_rows = job.p_gradient + image * job.stride_image + (o_rows % CONSTANTS.CELLS) * job.stride_cell
-    else:
-        p_rows = job.p_gradient + o_rows * job.stride_cell
-    return p_rows
-
-
-@triton.jit
-def _load_upstream(job, o_rows, m_rows, CONSTANTS: tl.constexpr):
-    """The upstream gradients of the images of rows; 1 where there are none."""
-    upstream = tl.full(o_rows.shape, 1.0, CONSTANTS.ACC)
-    if job.p_upstream is not None:
-        p_rows = job.p_upstream + o_rows // CONSTANTS.CELLS * job.stride_upstream
-        upstream = tl.load(p_rows, mask=m_rows, other=0.0).to(CONSTANTS.ACC)
-    return upstream
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.cells import scale_of_cell
 from icd_kernels.backends.triton.launch import Launch
@@ -105,6 +106,7 @@ def _plan(
         Launch(
             region_logits_kernel,
             network.pool_tasks + network.project_tasks + (0 if is_direct else batch * form.CELLS),
+            registers=configs.registers("class", classes, dtype) if dtype == torch.float64 else None,
             NETWORK=network.constants,
             FORM=form,
             SLOT=counter_slots.SLOT,

@@ -26,9 +26,10 @@ def resident_gram(student, teacher, work, image, first, scale, classes, temperat
     # One network after the other: registers hold one tile and its temporaries, not two.
     b_teacher = _load_logits(teacher, image, first, scale, o_cells, o_classes, classes, FORM.TEACHER, FORM)
     b_teacher, _ = _normalized(b_teacher, m_tile, classes, FORM)
-    tl.store(work.p_teacher + start + o_tile, b_teacher, mask=m_tile)
+    p_teacher = work.p_teacher + start
+    tl.store(p_teacher + o_tile, b_teacher, mask=m_tile)
     tl.debug_barrier()
-    teacher_gram = _gram(b_teacher, work.p_teacher + start, count, classes, temperature, FORM)
+    teacher_gram = _gram(b_teacher, p_teacher, count, classes, temperature, FORM)
     p_student = work.p_student + start
     b_student = _load_logits(student, image, first, scale, o_cells, o_classes, classes, FORM.STUDENT, FORM)
     b_student, divisor = _normalized(b_student, m_tile, classes, FORM)
@@ -45,7 +46,10 @@ def resident_gram(student, teacher, work, image, first, scale, classes, temperat
         mixed = (difference + tl.trans(difference)) * (factor / temperature)
         gradient = _times_rows(mixed, p_student, count, classes, FORM)
         gradient = _unnormalized(gradient, b_student, divisor, classes, FORM)
-        tl.store(work.p_gradient + start + o_tile, gradient, mask=m_tile)
+        # Not o_tile and m_tile, which would hold registers until here.
+        p_gradient = work.p_gradient + start + o_cells.to(tl.int64)[:, None] * classes
+        m_gradient = (o_cells < count)[:, None] & (o_classes < classes)[None, :]
+        tl.store(p_gradient + o_classes[None, :], gradient, mask=m_gradient)
     return loss
 
 
