@@ -1,7 +1,8 @@
 """Block sizes by shape: every configuration the kernels are compiled in without being asked to tune.
 
-All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that no register is
-spilled on sm_90 (tests/ahead_of_time/table.py prints registers, shared memory and spills of each). Where each figure
+All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that on sm_90 no
+register is spilled, or in two of all configurations at most four (tests/ahead_of_time/table.py prints them, with
+registers and shared memory). Where each figure
 comes from: timings and traces on an H100 (benchmarks/results/h100.json).
 
 - Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time, 16 KB, two more tiles on their way meanwhile. In a
