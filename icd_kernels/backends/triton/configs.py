@@ -2,8 +2,8 @@
 
 All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that on sm_90 no
 register is spilled, or in two of all configurations at most four (tests/ahead_of_time/table.py prints them, with
-registers and shared memory). Where each figure
-comes from: timings and traces on an H100 (benchmarks/results/h100.json).
+registers and shared memory). Where each figure comes from: timings and traces on an H100
+(benchmarks/results/h100.json).
 
 - Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time, 16 KB, two more tiles on their way meanwhile. In a
   launch of its own, with more programs at once, the forward was 3 to 5 % faster: not worth the second launch.
