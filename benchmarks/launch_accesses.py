@@ -31,7 +31,7 @@ PARTS = "parts of the weight's gradient"
 
 def plan_forward(problem: Problem) -> forward_launcher._Plan:
     options, dtype = problem.options, problem.dtype
-    return forward_launcher._plan(
+    return forward_launcher.plan_icd_loss(
         *problem.tensors, torch.device("meta"), dtype, precision(dtype), configs.class_sum(problem.classes),
         options.scales, options.scale_weights, options.gram, options.pyramid, options.normalize, options.reduction,
         True, True,
@@ -126,10 +126,10 @@ def plan_backward(problem: Problem) -> BackwardPlan:
     upstream = Layout((batch,), (1,), dtype) if options.reduction == "none" else Layout((), (), dtype)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     arguments = options.scales, options.pyramid
-    plan = backward_launcher._plan(
+    plan = backward_launcher.plan_backward(
         saved, upstream, weight, features, bias_dtype, *arguments, (True, True, bias is not None), precision(dtype)
     )
-    constants = backward_launcher._constants(saved, features, *arguments, precision(dtype))
+    constants = backward_launcher.backward_constants(saved, features, *arguments, precision(dtype))
     tensors = len(Backward._fields) - len(plan.numbers)
     job = Backward(*(None,) * tensors, *plan.numbers)
     class_blocks = ceil_div(classes, constants.ROW_BLOCK)

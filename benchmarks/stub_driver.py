@@ -12,8 +12,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from icd_kernels.backends import triton as backend
-from icd_kernels.backends.triton import operators
+from icd_kernels.backends.triton import LIBRARY, TRITON
+from icd_kernels.backends.triton.operators import implement
 
 Launched = Callable[[Any, tuple[Any, ...]], None]
 
@@ -21,9 +21,8 @@ Launched = Callable[[Any, tuple[Any, ...]], None]
 def install(launched: Launched = lambda compiled, args: None) -> None:
     """For the rest of this process; `launched` is called with the source of every launched kernel and its arguments."""
     driver.set_active(_Driver(launched))
-    assert backend._LIBRARY is not None, backend._MISSING
-    for name, module in operators._MODULES.items():
-        backend._LIBRARY.impl(name, operators._deferred(module, name), "CPU")
+    assert LIBRARY is not None, TRITON.missing
+    implement(LIBRARY, "CPU")
 
 
 class _Driver:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icd_kernels import BackendUnavailableError, ICDLoss, class_form_weight
+from icd_kernels import BackendUnavailableError, ICDLoss
 from icd_kernels.backends import choose
 from icd_kernels.objectives import Objective, make_objective
+from icd_kernels.objectives.defaults import icd_weight
 from training.errors import UsageError
 from training.options import NO_DISTILLATION, Options
 from training.processes import ALONE, Processes
@@ -86,10 +87,13 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
     teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed")
     objectives = ("kd_weight", "kd_temperature", "dkd_beta", "crd_negatives")
     share = max(1, round(SCALED_EPOCHS * options.epochs))
+    weight = options.icd_weight
+    if weight is None:
+        weight = icd_weight(icd.options.gram, icd.options.normalize, classes)
     settings = {
         **{name: getattr(options, name) for name in (*student, *optimization, *teacher, *objectives)},
         **{name: getattr(icd.options, name) for name in _PRESET_OVERRIDES},
-        "icd_weight": _icd_weight(options, icd, classes),
+        "icd_weight": weight,
         "local_base": options.preset in _LOCAL_PRESETS if options.local_base is None else options.local_base,
         "ramp_epochs": share if options.ramp_epochs is None else options.ramp_epochs,
         "warmup_epochs": share if options.warmup_epochs is None else options.warmup_epochs,
@@ -160,15 +164,6 @@ def _check_objectives(settings: dict[str, Any]) -> None:
                 make_student_objective(method, settings, torch.tensor([0, 1]), (1, 1), seed=0)
         except ValueError as error:
             raise UsageError(f"method {method}: {error}") from error
-
-
-def _icd_weight(options: Options, icd: ICDLoss, classes: int) -> float:
-    """--icd-weight, or what the objectives would take."""
-    if options.icd_weight is not None:
-        return options.icd_weight
-    if icd.options.gram == "class":
-        return class_form_weight(icd.options.normalize, classes)
-    return _RELEASED["weight"]  # type: ignore[return-value]  # beside strings
 
 
 def _milestones(options: Options) -> tuple[int, ...]:

@@ -14,7 +14,12 @@ METHODS = (
 )  # fmt: skip
 """The rows of the paper's Table 1, in its order."""
 
-PRESETS = ("paper", "balanced", "released")
+PRESETS = {
+    "paper": ICDLoss.paper().options,
+    "balanced": ICDLoss.balanced(num_classes=2).options,
+    "released": ICDLoss.released().options,
+}
+"""iCD's options by name; only its weight depends on the number of classes."""
 
 EVERY_METHOD = {"ce_weight": 1.0, "base_weight": 1.0, "ramp_epochs": 0, "label_smoothing": 0.0, "reduction": "mean"}
 
@@ -65,8 +70,7 @@ def defaults(method: str, *, released: bool, preset: str | None, local_base: boo
 
 def icd_defaults(preset: str | None, released: bool) -> dict[str, Any]:
     """iCD's options as a preset of `ICDLoss` has them. None is the released settings on the right pyramid."""
-    loss = {"paper": ICDLoss.paper(), "balanced": ICDLoss.balanced(2)}.get(preset or "", ICDLoss.released())
-    chosen = loss.options
+    chosen = PRESETS[preset or "released"]
     options = {
         "gram": chosen.gram,
         "normalize": chosen.normalize,
@@ -77,8 +81,8 @@ def icd_defaults(preset: str | None, released: bool) -> dict[str, Any]:
     return options if preset is None else {**options, "pyramid": chosen.pyramid}
 
 
-def icd_weight(values: dict[str, Any], num_classes: int, released: bool) -> float:
+def icd_weight(gram: str, normalize: str, num_classes: int, *, released: bool = False) -> float:
     """γ where none is given: against K in class form, otherwise as released."""
-    if values["gram"] == "class" and not released:
-        return class_form_weight(values["normalize"], num_classes)
+    if gram == "class" and not released:
+        return class_form_weight(normalize, num_classes)
     return ICDLoss.released().weight

@@ -42,7 +42,7 @@ def make_objective(
     check_flag("released", released)
     check_flag("local_base", local_base)
     if preset is not None:
-        check_choice("preset", preset, PRESETS)
+        check_choice("preset", preset, tuple(PRESETS))
     if released and preset not in (None, "released"):
         raise ValueError(f"preset must be 'released' or None with released=True, got {preset!r}")
     is_icd = method.startswith("icd-")
@@ -54,7 +54,7 @@ def make_objective(
         raise TypeError(f"method {method!r} has no option {unknown[0]!r}; it has {', '.join(sorted(values))}")
     values = _check_common({**values, **options})
     if is_icd and values["icd_weight"] is None:
-        values["icd_weight"] = icd_weight(values, num_classes, released)
+        values["icd_weight"] = icd_weight(values["gram"], values["normalize"], num_classes, released=released)
     if method in OTHER_PARTS:
         parts = OTHER_PARTS[method](values)
     else:

@@ -22,12 +22,12 @@ from table import quick_configurations, table
 
 
 def allowed_in_local_memory() -> tuple[int, int]:
-    """Spills and bytes of stack on sm_90: none by the pinned version of Triton. Those of others allocate registers in
-    their own way, and no more than measured may spill."""
+    """Spills and bytes of stack on sm_90: none by the pinned version of Triton and older ones. The assembler of 3.9
+    spills two registers of one kernel; no more than that may."""
     import triton
 
     version = tuple(map(int, triton.__version__.split(".")[:2]))
-    return (0, 0) if version == (3, 7) else (6, 24)
+    return (0, 0) if version <= (3, 7) else (2, 8)
 
 
 @pytest.mark.parametrize("target", list(TARGETS))

@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from icd_kernels import ICDLoss, available_backends, gram_kl, region_logits
 from icd_kernels.backends import choose
 from icd_kernels.backends.triton import configs
-from icd_kernels.backends.triton.icd_loss import _plan as planned
+from icd_kernels.backends.triton.icd_loss import plan_icd_loss
 from icd_kernels.backends.triton.operators import OPERATORS, interprets
 from icd_kernels.options import NORM_FLOOR
 
@@ -157,11 +157,11 @@ class TestManyBlocks:
         options = {"gram": "spatial", "scales": (2,), "normalize": "l2"}
         case = Case(batch=35, classes=130, student=student, teacher=teacher, options=options)
         monkeypatch.setattr(configs, "CACHED_BYTES", 2 * 32 * 70 * 4)
-        planned.cache_clear()
+        plan_icd_loss.cache_clear()
         try:
             assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
         finally:
-            planned.cache_clear()
+            plan_icd_loss.cache_clear()
 
     @pytest.mark.parametrize("wanted", [STUDENT, ("student_weight",), ("student_bias",)])
     def test_parts_of_the_images(self, wanted: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ def _triton_version() -> str:
 
 
 _MISSING = _missing()
-_LIBRARY = register() if _MISSING is None else None
+LIBRARY = register() if _MISSING is None else None
 
 TRITON: Backend = operator_backend(
     "triton", ("cuda", "cpu") if interprets() else ("cuda",), _MISSING, OPERATORS, only_by_name=("cpu",)

@@ -151,7 +151,7 @@ def _gradients(
     )
     if size[0] == 0:
         return outputs[0], outputs[1].zero_(), outputs[2].zero_()
-    plan = _plan(
+    plan = plan_backward(
         layout(gradient), layout(upstream), layout(weight), Layout(tuple(size), tuple(stride), dtype), bias_dtype,
         tuple(scales), pyramid, tuple(wanted), precision(gradient.dtype),
     )  # fmt: skip
@@ -186,7 +186,7 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _plan(
+def plan_backward(
     gradient: Layout,
     upstream: Layout | None,
     weight: Layout,
@@ -201,7 +201,7 @@ def _plan(
     by_features, by_weight, by_bias = wanted
     classes, channels = weight.shape
     batch = features.shape[0]
-    constants = _constants(gradient, features, scales, pyramid, products)
+    constants = backward_constants(gradient, features, scales, pyramid, products)
     blocks = ceil_div(channels, constants.CLASS_BLOCK)
     cell_tasks = ceil_div(batch, constants.GROUP_IMAGES) * constants.GROUP_TILES * blocks if by_features else 0
     tiles = ceil_div(classes, constants.ROW_BLOCK) * (blocks if by_weight else 1) if by_weight or by_bias else 0
@@ -226,7 +226,7 @@ def _plan(
     )
 
 
-def _constants(
+def backward_constants(
     gradient: Layout, features: Layout, scales: tuple[int, ...], pyramid: str, products: str
 ) -> NetworkConstants:
     """What the kernel is compiled for, but for the parts of the weight's gradient."""

@@ -26,6 +26,7 @@ import torch
 
 WARPS = 4
 STAGES = 3
+MOST_REGISTERS = 255
 SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 8
@@ -56,7 +57,7 @@ def registers(gram: str, classes: int, dtype: torch.dtype) -> int:
     itself takes fewer and spills.
     """
     is_linear = gram == "class" and class_sum(classes) != "exact"
-    return 255 if is_linear or gram == "sample" or dtype == torch.float64 else 168
+    return MOST_REGISTERS if is_linear or gram == "sample" or dtype == torch.float64 else 168
 
 
 def power_of_two(count: int, low: int, high: int) -> int:

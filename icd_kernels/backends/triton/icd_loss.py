@@ -89,7 +89,7 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _plan(
+def plan_icd_loss(
     student_features: Layout,
     student_weight: Layout,
     student_bias: Layout | None,
@@ -168,7 +168,7 @@ def icd_loss(
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     dtype, device = compute_dtype(*tensors), student_features.device
     batch, classes = student_features.shape[0], student_weight.shape[0]
-    plan = _plan(
+    plan = plan_icd_loss(
         *map(layout, tensors), device, dtype, precision(dtype), configs.class_sum(classes), tuple(scales),
         tuple(scale_weights), gram, pyramid, normalize, reduction, save_gradient, save_pooled,
     )  # fmt: skip

@@ -36,11 +36,16 @@ def register() -> torch.library.Library:
     library = torch.library.Library(OPERATORS, "DEF")
     for schema in SCHEMAS:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for name, module in _MODULES.items():
-        for key in ("CUDA", "CPU") if interprets() else ("CUDA",):
-            library.impl(name, _deferred(module, name), key)
+    for key in ("CUDA", "CPU") if interprets() else ("CUDA",):
+        implement(library, key)
     register_fakes(OPERATORS)
     return library
+
+
+def implement(library: torch.library.Library, key: str) -> None:
+    """Has the launchers run the operators on tensors of that dispatch key."""
+    for name, module in _MODULES.items():
+        library.impl(name, _deferred(module, name), key)
 
 
 def _deferred(module: str, name: str) -> Callable[..., Any]:

@@ -80,7 +80,7 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _plan(
+def plan_region_logits(
     features: Layout,
     weight: Layout,
     bias: Layout | None,
@@ -106,7 +106,7 @@ def _plan(
         Launch(
             region_logits_kernel,
             network.pool_tasks + network.project_tasks + (0 if is_direct else batch * form.CELLS),
-            registers=configs.registers("class", classes, dtype) if dtype == torch.float64 else None,
+            registers=configs.MOST_REGISTERS if dtype == torch.float64 else None,
             NETWORK=network.constants,
             FORM=form,
             SLOT=counter_slots.SLOT,
@@ -121,7 +121,7 @@ def region_logits(
     tensors = (features, weight, bias)
     dtype = compute_dtype(*tensors)
     batch, classes = features.shape[0], weight.shape[0]
-    plan = _plan(*map(layout, tensors), dtype, precision(dtype), tuple(scales), pyramid, save_pooled)
+    plan = plan_region_logits(*map(layout, tensors), dtype, precision(dtype), tuple(scales), pyramid, save_pooled)
     network = plan.network
     logits = features.new_empty((batch, plan.cells, classes), dtype=dtype)
     pooled = logits.new_empty((batch, network.constants.CELLS, features.shape[1]) if save_pooled else (0,))
