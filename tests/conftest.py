@@ -38,10 +38,14 @@ def _no_default_backend() -> Iterator[None]:
         yield
 
 
+THREADS = int(os.environ.get("ICD_KERNELS_TEST_THREADS", "1"))
+"""More than one only where they are what is tested (test_instruction_sets.py): on small tensors they only wait."""
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors: more threads only wait for each other. Tests of threading say how many they want."""
-    with torch_threads(1):
+def _few_threads() -> Iterator[None]:
+    """Tests of threading say how many they want."""
+    with torch_threads(THREADS):
         yield
 
 
@@ -49,7 +53,14 @@ def pytest_report_header() -> list[str]:
     missing = [
         f"icd_kernels backend {backend.name!r} missing: {backend.missing}" for backend in BACKENDS if backend.missing
     ]
-    return [f"icd_kernels backends: {', '.join(available_backends())}", *missing]
+    return [f"icd_kernels backends: {', '.join(available_backends())}", *cpu_kernels(), *missing]
+
+
+def cpu_kernels() -> list[str]:
+    """What the numeric tests of `cpp` run on in this process; test_instruction_sets.py runs them on the others."""
+    if "cpp" not in available_backends():
+        return []
+    return [f"icd_kernels cpu kernels: {torch.ops.icd_kernels.cpu_instruction_set()}, torch threads: {THREADS}"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -40,6 +40,9 @@ LOGITS: dict[str, Callable[[int], Tensor]] = {
     "1e4": lambda seed: 1e4 * normal(2, 9, 21, seed=seed),
     "whole multiples of 1e4": lambda seed: 1e4 * (2 * normal(2, 9, 21, seed=seed)).round().clamp(-4, 4),
     "1e-4": lambda seed: 1e-4 * normal(2, 9, 21, seed=seed),
+    "1e30": lambda seed: 1e30 * normal(2, 9, 21, seed=seed),
+    "1e-30": lambda seed: 1e-30 * normal(2, 9, 21, seed=seed),
+    "1e-308": lambda seed: 1e-308 * normal(2, 9, 21, seed=seed),
     "one class dominates": one_dominates,
     "all equal": lambda seed: torch.full((2, 9, 21), 0.5 + seed, dtype=torch.float64),
     "all negative": lambda seed: -5 - normal(2, 9, 21, seed=seed).abs(),
@@ -70,6 +73,31 @@ class TestLogits:
     def test_temperature(self, backend: str, gram: str, temperature: float, normalize: str, dtype: torch.dtype) -> None:
         logits = (normal(2, 9, 21, seed=seed).to(dtype) for seed in range(2))
         assert_no_worse_than_eager(of_logits(*logits, gram=gram, normalize=normalize, temperature=temperature), backend)
+
+    @pytest.mark.parametrize("size", [1e-10, 1e10, 1e19, 1e22, 1e30])
+    @pytest.mark.parametrize("normalize", ["l2", "zscore"])
+    def test_normalised_logits_have_no_size(self, backend: str, gram: str, size: float, normalize: str) -> None:
+        """Their squares overflow float32 from 2e19 on."""
+        student, teacher = (normal(2, 40, 21, seed=seed).float() for seed in range(2))
+        options: dict[str, Any] = {"gram": gram, "normalize": normalize, "temperature": 1.0}
+        sized = (size * student).requires_grad_(), size * teacher
+        loss = gram_kl(*sized, **options, backend=backend)
+        expected = gram_kl(*(part.detach().double() for part in sized), **options, backend="reference")
+        torch.testing.assert_close(loss.double(), expected, rtol=2e-5, atol=0)
+        (gradient,) = grad(loss, sized[0])
+        leaf = student.double().requires_grad_()
+        (exact,) = grad(gram_kl(leaf, teacher.double(), **options, backend="reference"), leaf)
+        tolerance = 2e-5 * float(exact.abs().max()) + 1.5e-45 * size  # the second is float32's smallest number
+        torch.testing.assert_close(gradient.double() * size, exact, rtol=0, atol=tolerance)
+
+    @pytest.mark.parametrize("size", [1e-300, 1e-307, 1e-309, 5e-324])
+    def test_logits_near_the_smallest_number(self, backend: str, gram: str, size: float) -> None:
+        """Intervals between them have no reciprocal."""
+        student, teacher = (size * normal(2, 300, 1, seed=seed).round() for seed in range(2))
+        student.requires_grad_()
+        loss = gram_kl(student, teacher, gram=gram, scales=(1,), backend=backend)
+        assert loss == 0
+        assert grad(loss, student)[0].abs().max() <= 300 * size * 4
 
     def test_exact_products(self, backend: str, gram: str) -> None:
         """Logits 0, ±1e4 and ±2e4 have Gram entries that float32 holds exactly, so the loss of 1e8 has no excuse."""

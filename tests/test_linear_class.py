@@ -73,7 +73,7 @@ def errors(
     """Of the loss and of the gradient's largest element, relative where these are above a floor."""
     loss = abs(result[0] - exact[0]) / exact[0].abs().clamp_min(loss_floor)
     gradient = (result[1] - exact[1]).abs().max() / exact[1].abs().max().clamp_min(gradient_floor)
-    return float(loss), float(gradient)
+    return float(loss.detach()), float(gradient.detach())
 
 
 def gradient_terms(student: Tensor, normalize: str, temperature: float = 4.0) -> float:
@@ -133,7 +133,7 @@ def test_the_methods_gradient_is_that_of_its_loss() -> None:
 @pytest.mark.skipif(not LINEAR_BACKENDS, reason="no compiled backend is built: it holds the linear sums")
 @pytest.mark.parametrize("backend", LINEAR_BACKENDS)
 class TestBackends:
-    @pytest.mark.parametrize("form", ["automatic", "linear"])
+    @pytest.mark.parametrize("form", ["automatic", "linear", "exact"])
     @pytest.mark.parametrize("normalize", ["none", "l2", "zscore"])
     @pytest.mark.parametrize("classes", [2, 150, 700])
     @pytest.mark.parametrize("kind", KINDS)
@@ -154,6 +154,15 @@ class TestBackends:
         for measured, allowed in zip(errors(single, exact, *floors), errors(eager, exact, *floors), strict=True):
             assert measured <= allowed + TOLERANCE
         assert max(errors(double, exact, 1e-2 * classes, floors[1])) < 1e-10
+
+    @pytest.mark.parametrize("form", ["automatic", "linear", "exact"])
+    @pytest.mark.parametrize("normalize", ["none", "zscore"])
+    @pytest.mark.parametrize("kind", ["one-hot", "two-valued", "heavy-tailed"])
+    def test_long_sums_of_equal_terms(
+        self, monkeypatch: pytest.MonkeyPatch, backend: str, kind: str, normalize: str, form: str
+    ) -> None:
+        """These round the same way every time, the more often the fewer lanes an instruction set has."""
+        self.test_no_worse_than_eager(monkeypatch, backend, kind, 3000, normalize, form)
 
     @pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
     def test_temperatures(self, monkeypatch: pytest.MonkeyPatch, backend: str, temperature: float) -> None:

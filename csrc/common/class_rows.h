@@ -12,7 +12,7 @@ ICD_HOST_DEVICE double exponential_error(int64_t classes) {
 }
 
 // A mean row KL below this is a difference in which float32 exponentials leave too few digits.
-constexpr double kCloseRows = 3e-2;
+constexpr double kCloseRows = 0.1;
 
 // Whether every row's KL is surely that small: with difference = max|s - t| and sizes = max|s| + max|t|, an entry of
 // (G_S - G_T)/τ is at most d = difference · sizes/τ, and a row KL at most d²/2.

@@ -3,6 +3,10 @@
 
 constexpr int64_t kLanes = 16;  // rows are padded to whole vectors, of which 64 bytes are the longest
 
+// Partial sums of this many terms are kept in the terms' own type, then added up in float64: a long run of equal terms
+// rounds the same way every time, the more often the fewer lanes share it.
+constexpr int64_t kFlush = 64;
+
 template <typename T>
 inline void extremes(const T* row, int64_t count, T& low, T& high) {
   T least = row[0], most = row[0];
@@ -45,46 +49,58 @@ template <typename T>
 inline void row_exponentials(
     const RankOne<T>& student, const RankOne<T>& teacher, const T* mask, int64_t padded, T* student_exp, T* teacher_exp,
     T& student_sum, T& teacher_sum) {
-  T s_sum = 0, t_sum = 0;
+  double s_total = 0, t_total = 0;
   const T *s_z = student.z, *t_z = teacher.z;
   const T s_x = student.x, t_x = teacher.x, s_top = student.top, t_top = teacher.top;
-#pragma omp simd reduction(+ : s_sum, t_sum) aligned(s_z, t_z, mask, student_exp, teacher_exp : 64)
-  for (int64_t j = 0; j < padded; ++j) {
-    const T s = exp_nonpositive(s_x * (s_z[j] - s_top)) * mask[j];
-    const T t = exp_nonpositive(t_x * (t_z[j] - t_top)) * mask[j];
-    student_exp[j] = s;
-    teacher_exp[j] = t;
-    s_sum += s;
-    t_sum += t;
+  for (int64_t first = 0; first < padded; first += kFlush) {
+    const int64_t last = padded - first < kFlush ? padded : first + kFlush;
+    T s_sum = 0, t_sum = 0;
+#pragma omp simd reduction(+ : s_sum, t_sum)
+    for (int64_t j = first; j < last; ++j) {
+      const T s = exp_nonpositive(s_x * (s_z[j] - s_top)) * mask[j];
+      const T t = exp_nonpositive(t_x * (t_z[j] - t_top)) * mask[j];
+      student_exp[j] = s;
+      teacher_exp[j] = t;
+      s_sum += s;
+      t_sum += t;
+    }
+    s_total += static_cast<double>(s_sum);
+    t_total += static_cast<double>(t_sum);
   }
-  student_sum = s_sum;
-  teacher_sum = t_sum;
+  student_sum = static_cast<T>(s_total);
+  teacher_sum = static_cast<T>(t_total);
 }
 
 // With D = q - p of row k: returns the row's KL, adds D_kj z_k to column_sums[j], gives Σ_j D_kj z_j in row_sum.
 template <bool kGradient, typename T>
-inline T row_divergence(
+inline double row_divergence(
     const RankOne<T>& student, const RankOne<T>& teacher, T z_k, const T* student_exp, const T* teacher_exp,
     T student_sum, T teacher_sum, int64_t padded, T* column_sums, T& row_sum) {
   const T s_share = T(1) / student_sum, t_share = T(1) / teacher_sum;
   const T log_ratio = std::log(student_sum * t_share);
   const T *s_z = student.z, *t_z = teacher.z;
   const T s_x = student.x, t_x = teacher.x, s_top = student.top, t_top = teacher.top;
-  T kl = 0, sum = 0;
-#pragma omp simd reduction(+ : kl, sum) aligned(s_z, t_z, student_exp, teacher_exp, column_sums : 64)
-  for (int64_t j = 0; j < padded; ++j) {
-    const T q = student_exp[j] * s_share;
-    const T p = teacher_exp[j] * t_share;
-    const T log_q_over_p = s_x * (s_z[j] - s_top) - t_x * (t_z[j] - t_top) - log_ratio;
-    kl += kl_term(p, q, log_q_over_p);
-    if (kGradient) {
-      const T d = q - p;
-      sum += d * s_z[j];
-      column_sums[j] += d * z_k;
+  double kl_total = 0, total = 0;
+  for (int64_t first = 0; first < padded; first += kFlush) {
+    const int64_t last = padded - first < kFlush ? padded : first + kFlush;
+    T kl = 0, sum = 0;
+#pragma omp simd reduction(+ : kl, sum)
+    for (int64_t j = first; j < last; ++j) {
+      const T q = student_exp[j] * s_share;
+      const T p = teacher_exp[j] * t_share;
+      const T log_q_over_p = s_x * (s_z[j] - s_top) - t_x * (t_z[j] - t_top) - log_ratio;
+      kl += kl_term(p, q, log_q_over_p);
+      if (kGradient) {
+        const T d = q - p;
+        sum += d * s_z[j];
+        column_sums[j] += d * z_k;
+      }
     }
+    kl_total += static_cast<double>(kl);
+    total += static_cast<double>(sum);
   }
-  row_sum = sum;
-  return kl;
+  row_sum = static_cast<T>(total);
+  return kl_total;
 }
 
 // The exact sum over all K rows of one cell's class Gram. grad: [K], weight · (D z + D^T z) / temperature.
@@ -110,9 +126,9 @@ T class_cell(
     teacher.select_row(k, inverse_temperature);
     T student_sum, teacher_sum;
     row_exponentials(student, teacher, mask, padded, student_exp, teacher_exp, student_sum, teacher_sum);
-    total += static_cast<double>(row_divergence<kGradient>(
+    total += row_divergence<kGradient>(
         student, teacher, student.z[k], student_exp, teacher_exp, student_sum, teacher_sum, padded, column_sums,
-        row_sums[k]));
+        row_sums[k]);
   }
   if (kGradient) {
     const T scale = weight * inverse_temperature;

@@ -2,8 +2,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <string>
 #include <tuple>
 
+#include "kernels.h"
 #include "logits.h"
 #include "loss.h"
 
@@ -108,4 +110,9 @@ TORCH_LIBRARY_IMPL(icd_kernels, CPU, library) {
   library.impl("gram_kl_backward", icd::cpu::gram_kl_backward);
   library.impl("icd_loss", icd::cpu::icd_loss);
   library.impl("icd_loss_backward", icd::cpu::icd_loss_backward);
+}
+
+TORCH_LIBRARY_FRAGMENT(icd_kernels, library) {
+  // Which of the compiled instruction sets the CPU kernels take here.
+  library.def("cpu_instruction_set() -> str", []() { return std::string(icd::cpu::kernels().instruction_set); });
 }

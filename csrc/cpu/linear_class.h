@@ -49,7 +49,8 @@ template <int kFunctions, typename A>
 inline void evaluate(
     const double* coefficients, int64_t p, const Interval& interval, const A* points, int64_t count, double* out,
     int64_t out_stride) {
-  const double inverse_half = 1 / interval.half;
+  // An interval this short (equal points, or logits near the smallest number) holds a constant: its middle serves.
+  const double inverse_half = interval.half > 1e-300 ? 1 / interval.half : 0;
   for (int64_t first = 0; first < count; first += kEvaluated) {
     const int64_t block = count - first < kEvaluated ? count - first : kEvaluated;
     double twice[kEvaluated], before[kEvaluated], now[kEvaluated], sums[kFunctions][kEvaluated] = {};
@@ -73,10 +74,6 @@ inline void evaluate(
     }
   }
 }
-
-// Partial sums of this many terms are kept in A, then added up in float64: a long run of equal terms would round the
-// same way every time.
-constexpr int64_t kFlush = 256;
 
 // Sums over j of e_j, e_j (y_j - top) and, with three functions, e_j other_j, e_j = exp(x (y_j - top)) <= 1, at
 // kNodesAtOnce points x.

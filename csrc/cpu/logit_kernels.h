@@ -59,40 +59,47 @@ void fold(
   }
 }
 
+// Sums over the classes are taken in float64: a z-score's rounding is magnified by exponents of up to K/temperature, and
+// equal float32 terms, as of a one-hot row, all round the same way. Squares of float32 cannot overflow either.
 template <typename T>
-inline T sum_of(const T* row, int64_t count) {
-  T sum = 0;
+inline double sum_of(const T* row, int64_t count) {
+  double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < count; ++k) sum += row[k];
+  for (int64_t k = 0; k < count; ++k) sum += static_cast<double>(row[k]);
   return sum;
 }
 
 template <typename T>
-inline T dot(const T* a, const T* b, int64_t count) {
-  T sum = 0;
+inline double dot(const T* a, const T* b, int64_t count) {
+  double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < count; ++k) sum += a[k] * b[k];
+  for (int64_t k = 0; k < count; ++k) sum += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+  return sum;
+}
+
+template <typename T>
+inline double centred_square(const T* row, double mean, int64_t count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < count; ++k) {
+    const double centred = static_cast<double>(row[k]) - mean;
+    sum += centred * centred;
+  }
   return sum;
 }
 
 template <typename T>
 void normalize(Normalize mode, T* rows, int64_t classes, T* statistics, int64_t begin, int64_t end) {
+  const double count = static_cast<double>(classes);
   for (int64_t row = begin; row < end; ++row) {
     T* z = rows + row * classes;
-    T statistic = 0, mean = 0;
-    if (mode == Normalize::l2) {
-      statistic = std::sqrt(dot(z, z, classes));
-    } else {
-      mean = sum_of(z, classes) / static_cast<T>(classes);
-      T square = 0;
-#pragma omp simd reduction(+ : square)
-      for (int64_t k = 0; k < classes; ++k) square += (z[k] - mean) * (z[k] - mean);
-      statistic = std::sqrt(square / static_cast<T>(classes));
-    }
-    const T divisor = floor_statistic(statistic);
+    const double mean = mode == Normalize::zscore ? sum_of(z, classes) / count : 0;
+    const double square = mode == Normalize::zscore ? centred_square(z, mean, classes) / count : dot(z, z, classes);
+    const double statistic = std::sqrt(square);
+    const double share = 1 / floor_statistic(statistic);
 #pragma omp simd
-    for (int64_t k = 0; k < classes; ++k) z[k] = (z[k] - mean) / divisor;
-    statistics[row] = statistic;
+    for (int64_t k = 0; k < classes; ++k) z[k] = static_cast<T>((static_cast<double>(z[k]) - mean) * share);
+    statistics[row] = static_cast<T>(statistic);
   }
 }
 
@@ -102,11 +109,9 @@ void normalize_backward(
   for (int64_t row = begin; row < end; ++row) {
     const T* h = normalized + row * classes;
     T* dz = grads + row * classes;
-    T inner = dot(h, dz, classes), mean = 0;
-    if (mode == Normalize::zscore) {
-      mean = sum_of(dz, classes) / static_cast<T>(classes);
-      inner /= static_cast<T>(classes);
-    }
+    const double count = mode == Normalize::zscore ? static_cast<double>(classes) : 1;
+    const T inner = static_cast<T>(dot(h, dz, classes) / count);
+    const T mean = mode == Normalize::zscore ? static_cast<T>(sum_of(dz, classes) / count) : T(0);
     const T statistic = statistics[row];
 #pragma omp simd
     for (int64_t k = 0; k < classes; ++k) dz[k] = normalize_derivative(dz[k], h[k], mean, inner, statistic);

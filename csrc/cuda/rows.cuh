@@ -44,23 +44,29 @@ ICD_DEVICE void region_row(
   for (int64_t k = lane(); k < classes; k += kWarp) out[k] = region_logit<T>(source, cell, image, n, k);
 }
 
-// In place on a row that each lane wrote itself; gives the norm or the deviation.
+// In place on a row that each lane wrote itself; gives the norm or the deviation. Sums are float64, as on the CPU: a
+// z-score's rounding is magnified by exponents of up to K/temperature, and squares of float32 cannot overflow.
 template <typename T>
 ICD_DEVICE T normalize_row(Normalize mode, int64_t classes, T* row) {
   if (mode == Normalize::none) return T(1);
-  T mean = 0;
+  double mean = 0;
   if (mode == Normalize::zscore) {
-    T sum = 0;
-    for (int64_t k = lane(); k < classes; k += kWarp) sum += row[k];
-    mean = sum_lanes(sum) / static_cast<T>(classes);
+    double sum = 0;
+    for (int64_t k = lane(); k < classes; k += kWarp) sum += static_cast<double>(row[k]);
+    mean = sum_lanes(sum) / static_cast<double>(classes);
   }
-  T square = 0;
-  for (int64_t k = lane(); k < classes; k += kWarp) square += (row[k] - mean) * (row[k] - mean);
+  double square = 0;
+  for (int64_t k = lane(); k < classes; k += kWarp) {
+    const double centred = static_cast<double>(row[k]) - mean;
+    square += centred * centred;
+  }
   square = sum_lanes(square);
-  const T statistic = std::sqrt(mode == Normalize::l2 ? square : square / static_cast<T>(classes));
-  const T divisor = floor_statistic(statistic);
-  for (int64_t k = lane(); k < classes; k += kWarp) row[k] = (row[k] - mean) / divisor;
-  return statistic;
+  const double statistic = std::sqrt(mode == Normalize::l2 ? square : square / static_cast<double>(classes));
+  const double share = 1 / floor_statistic(statistic);
+  for (int64_t k = lane(); k < classes; k += kWarp) {
+    row[k] = static_cast<T>((static_cast<double>(row[k]) - mean) * share);
+  }
+  return static_cast<T>(statistic);
 }
 
 // The gradient by the raw logits from that by the normalised ones, `scale` times, in place.

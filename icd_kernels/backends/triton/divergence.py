@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-CLOSE_ROWS: tl.constexpr = tl.constexpr(3e-2)
+CLOSE_ROWS: tl.constexpr = tl.constexpr(0.1)
 """Row KL below which it is summed term by term, as in csrc/common/class_rows.h; above, float32 differences will do."""
 
 
