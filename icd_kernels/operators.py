@@ -6,8 +6,9 @@ tensors; the gradient formulas that connect forward and backward are in :mod:`ic
 Private tensors that pass from forward to backward, in the dtype of the math:
 
 - ``saved``: dl/dz of the reduced loss (of every image's own loss for reduction "none"), over the pooled cells,
-  (B, cells, K) for `icd_loss` and (B, N, K) for `gram_kl`. For gram "sample" with reduction "none" that gradient
-  mixes the images' upstream gradients, so both networks' local logits (2, B, N, K) are kept instead.
+  (B, cells, K) for `icd_loss` (a backend may let its rows be longer, zero beyond K) and (B, N, K) for `gram_kl`. For
+  gram "sample" with reduction "none" that gradient mixes the images' upstream gradients, so both networks' local
+  logits (2, B, N, K) are kept instead.
 - ``pooled``: the pooled features (B, cells, C) that the weight's gradient needs.
 
 Each is empty, (0,), where it was not asked for.
@@ -16,6 +17,7 @@ Each is empty, (0,), where it was not asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,9 +49,12 @@ SCHEMAS = (
 (features, weight, bias) to compute: the others come back empty."""
 
 
-def register_fakes(namespace: str) -> None:
-    """Registers the fake kernels of `namespace`, whose operators follow :data:`SCHEMAS`."""
-    for name, fake in _FAKES.items():
+def register_fakes(namespace: str, pitch: int = 1) -> None:
+    """Registers the fake kernels of `namespace`, whose operators follow :data:`SCHEMAS`.
+
+    `pitch`: rows of `saved` of `icd_loss` are rounded up to multiples of this.
+    """
+    for name, fake in {**_FAKES, "icd_loss": partial(_fake_icd_loss, pitch)}.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)  # type: ignore[arg-type]
 
 
@@ -131,6 +136,7 @@ def _fake_gram_kl_backward(
 
 
 def _fake_icd_loss(
+    pitch: int,
     student_features: Tensor,
     student_weight: Tensor,
     student_bias: Tensor | None,
@@ -156,7 +162,7 @@ def _fake_icd_loss(
     if keeps_logits(gram, reduction):
         saved_shape: tuple[int, ...] = (2, batch, cell_count(scales), classes)
     else:
-        saved_shape = (batch, cell_count(base_scales(scales, pyramid, height, width)), classes)
+        saved_shape = (batch, cell_count(base_scales(scales, pyramid, height, width)), -(-classes // pitch) * pitch)
     saved = student_features.new_empty(saved_shape if save_gradient else (0,), dtype=dtype)
     return loss, saved, _fake_pooled(student_features, scales, pyramid, save_pooled, dtype)
 
@@ -187,6 +193,5 @@ _FAKES = {
     "region_logits_backward": _fake_region_logits_backward,
     "gram_kl": _fake_gram_kl,
     "gram_kl_backward": _fake_gram_kl_backward,
-    "icd_loss": _fake_icd_loss,
     "icd_loss_backward": _fake_icd_loss_backward,
 }

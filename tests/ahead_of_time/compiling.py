@@ -1,18 +1,16 @@
 """Kernels compiled ahead of time, without a GPU, for the launches that real calls would make.
 
 The launchers run on meta tensors with the launch itself recorded; each recorded launch is compiled for a target exactly
-as Triton would specialise it. Registers, shared memory and spills are read from the cubins by Triton's own cuobjdump.
+as Triton would specialise it. binary.py reads what came out.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +74,19 @@ def launches_of(call: Callable[[], Any], target: str = "sm_90") -> list[Launch]:
 
 def compiled(recorded: Launch, target: GPUTarget) -> Any:
     """The recorded launch's kernel, compiled for `target`."""
+    source, options = source_of(recorded, target)
+    return triton.compile(source, target=target, options=options)
+
+
+def timed(recorded: Launch, target: GPUTarget) -> tuple[Any, float]:
+    """The same, with the seconds of processor time that it took."""
+    start = time.process_time()
+    kernel = compiled(recorded, target)
+    return kernel, time.process_time() - start
+
+
+def source_of(recorded: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for the launch, and with which options: two launches with equal ones share a kernel."""
     backend = make_backend(target)
     kernel = recorded.kernel
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -86,42 +97,9 @@ def compiled(recorded: Launch, target: GPUTarget) -> Any:
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, rest = binder(*recorded.args, **arguments)
     packed, signature, constants, attributes = kernel._pack_args(backend, arguments, bound, specialization, rest)
-    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=packed.__dict__)
+    return ASTSource(kernel, signature, constants, attributes), packed.__dict__
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What a compiled kernel takes of a multiprocessor."""
-
-    registers: int
-    shared: int
-    stack: int
-    """Bytes of local memory per thread: an array that did not fit the registers."""
-    spills: int
-    """Instructions that store registers to local memory."""
-
-
-def usage(kernel: Any) -> Usage:
-    """Read from the binary by cuobjdump (NVIDIA), or from the assembly's own notes (AMD)."""
-    if "cubin" not in kernel.asm:
-        text = kernel.asm["amdgcn"]
-        spills = sum(int(count) for count in re.findall(r"[vs]gpr_spill_count:\s*(\d+)", text))
-        return Usage(_number(r"\.vgpr_count:\s*(\d+)", text), kernel.metadata.shared, 0, spills)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(kernel.asm["cubin"])
-        text = _tool("cuobjdump", "--dump-resource-usage", str(path))
-        assembly = _tool("nvdisasm", "-c", str(path))
-    stack = max(_number(r"STACK:(\d+)", text), _number(r"LOCAL:(\d+)", text))
-    return Usage(_number(r"REG:(\d+)", text), kernel.metadata.shared, stack, len(re.findall(r"\bSTL\b", assembly)))
-
-
-def _tool(name: str, *args: str) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([str(path), *args], capture_output=True, text=True, check=True).stdout
-
-
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    assert found is not None, f"{pattern} is not in:\n{text[:2000]}"
-    return int(found.group(1))
+def amd_spills(kernel: Any) -> int:
+    """Registers that a kernel for an AMD GPU spills, by its assembly's own notes."""
+    return sum(int(count) for count in re.findall(r"[vs]gpr_spill_count:\s*(\d+)", kernel.asm["amdgcn"]))

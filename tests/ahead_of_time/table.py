@@ -1,8 +1,12 @@
-"""Registers, shared memory and spills of every kernel in every documented configuration, for every target.
+"""What every kernel is in every documented configuration, for every target, read from the compiled code.
 
     python tests/ahead_of_time/table.py [--targets sm_90 ..] [--quick]
 
-Compiles ahead of time; no GPU is needed. Each line is one compiled kernel of a launch that a real call would make.
+Compiles ahead of time; no GPU is needed. Each line is one compiled kernel of a launch that a real call would make:
+registers, bytes of shared memory, spilled registers, machine instructions; waits for other programs, and those that
+read before they acquired the order; bytes of the narrowest load and asynchronous copy per thread; operands of pipelined
+products with bank conflicts; instructions of each innermost loop with tensor-core products or exponentials; seconds of
+processor time to compile it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from compiling import TARGETS, Launch, compiled, launches_of, usage
+from binary import Binary, read
+from compiling import TARGETS, Launch, amd_spills, launches_of, timed
 
 from icd_kernels.backends.triton import backward, gram_kl, icd_loss, region_logits
 
@@ -126,28 +131,59 @@ def quick_configurations() -> list[Configuration]:
     ]
 
 
-HEADER = "workload     form              precision kernel                 target   regs  shared  stack spills"
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel."""
+
+    configuration: Configuration
+    kernel: str
+    target: str
+    binary: Binary | None
+    """None for AMD's GPUs, whose code is not read."""
+    spills: int
+    shared: int
+    seconds: float
+
+    def __str__(self) -> str:
+        start = (
+            f"{self.configuration.workload:12} {self.configuration.form:17} {self.configuration.precision:9} "
+            f"{self.kernel:22} {self.target:7} "
+        )
+        if self.binary is None:
+            return f"{start}{'':5} {self.shared:7} {self.spills:6} {'':6} {'':9} {'':7} {'':9} {self.seconds:7.1f}"
+        found = self.binary
+        hot = [loop for loop in found.loops if loop.products or loop.exponentials]
+        loops = ", ".join(f"{loop.source} {loop.instructions}" for loop in hot)
+        narrowest = "/".join(str(min(sizes, default="-")) for sizes in (found.loads, found.copies))
+        polls = f"{found.polls}/{found.unordered_polls}"
+        return (
+            f"{start}{found.registers:5} {found.shared:7} {found.spills:6} {found.instructions:6} "
+            f"{polls:9} {narrowest:7} {found.conflicting:9} {self.seconds:7.1f}  {loops}"
+        )
 
 
-def table(
-    chosen: list[Configuration], targets: list[str], show: Callable[[str], None] = print
-) -> list[tuple[Configuration, str, str, Any]]:
+HEADER = (
+    "workload     form              precision kernel                 target   regs  shared spills   code polls/bad "
+    "ld/copy conflicts seconds  loops"
+)
+
+
+def table(chosen: list[Configuration], targets: list[str], show: Callable[[str], None] = print) -> list[Row]:
     """Compiles and shows a line each; a launch that several configurations share is compiled once."""
     show(HEADER)
-    seen, rows = set(), []
+    seen: set[Any] = set()
+    rows = []
     for configuration in chosen:
         for target in targets:
             for launch in configuration.launches(target):
-                kernel = compiled(launch, TARGETS[target])
+                kernel, seconds = timed(launch, TARGETS[target])
                 if (kernel.hash, target) in seen:
                     continue
                 seen.add((kernel.hash, target))
-                use = usage(kernel)
-                rows.append((configuration, launch.name, target, use))
-                show(
-                    f"{configuration.workload:12} {configuration.form:17} {configuration.precision:9} "
-                    f"{launch.name:22} {target:7} {use.registers:5} {use.shared:7} {use.stack:6} {use.spills:6}"
-                )
+                binary = read(kernel) if "cubin" in kernel.asm else None
+                spills = amd_spills(kernel) if binary is None else binary.spills
+                rows.append(Row(configuration, launch.name, target, binary, spills, kernel.metadata.shared, seconds))
+                show(str(rows[-1]))
     return rows
 
 

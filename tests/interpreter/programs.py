@@ -22,6 +22,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from icd_kernels.backends.triton import backward, counters, gram_kl, icd_loss, region_logits
+from icd_kernels.backends.triton.plan import ceil_div
 
 MODULES = (backward, gram_kl, icd_loss, region_logits)
 
@@ -136,17 +137,37 @@ def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[in
 
 def _stretches(given: dict[str, Any], programs: int) -> list[int]:
     if "job" in given:
-        first = given["job"].cell_tasks + given["job"].weight_tasks
+        first = programs - _scatter_tasks(given)
         return [first, programs - first]
-    networks = [given[name] for name in ("network", "student", "teacher") if hasattr(given.get(name), "pool_tasks")]
-    counts = [sum(network.pool_tasks for network in networks), sum(network.project_tasks for network in networks)]
+    networks = [name for name in ("network", "student", "teacher") if hasattr(given.get(name), "p_pooled")]
+    counts = [sum(count(given, name) for name in networks) for count in (_pool_tasks, _project_tasks)]
     rest = programs - sum(counts)
     form = given.get("FORM")
     if form is not None and form.GRAM == "sample" and "temperature" in given:
         prepared = given["batch"] * form.CELLS
-        steps = 2 if form.GRADIENT else 1
+        steps = 1 + given["wants_gradient"]
         return [*counts, prepared, *[(rest - prepared) // steps] * steps]
     return [*counts, rest]
+
+
+def _scatter_tasks(given: dict[str, Any]) -> int:
+    job, constants = given["job"], given["CONSTANTS"]
+    return 0 if job.p_features is None else given["batch"] * ceil_div(job.channels, constants.CHANNEL_BLOCK)
+
+
+def _pool_tasks(given: dict[str, Any], name: str) -> int:
+    network, constants = given[name], given[name.upper()]
+    blocks = ceil_div(constants.CELLS, constants.CELL_BLOCK) * ceil_div(network.channels, constants.CHANNEL_BLOCK)
+    return int(given["batch"] * blocks)
+
+
+def _project_tasks(given: dict[str, Any], name: str) -> int:
+    network, constants, prefix = given[name], given[name.upper()], "" if name == "network" else f"{name}_"
+    group_images, splits = given[f"{prefix}group" if prefix else "group_images"], given[f"{prefix}splits"]
+    tiles = ceil_div(group_images * constants.CELLS, constants.ROW_BLOCK) * ceil_div(
+        network.classes, constants.CLASS_BLOCK
+    )
+    return int(ceil_div(given["batch"], group_images) * tiles * splits)
 
 
 def bits(*tensors: torch.Tensor) -> list[bytes]:

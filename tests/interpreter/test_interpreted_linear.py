@@ -73,8 +73,8 @@ def test_rows_that_turn_out_close_are_summed_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_automatic_is_one_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gaussian logits of 600 classes are summed linearly, logits that span too much exactly."""
-    for kind, form in (("gaussian", "linear"), ("span 1e4", "exact")):
+    """Peaked logits of 600 classes are summed linearly, logits that span too much exactly."""
+    for kind, form in (("peaked", "linear"), ("span 1e4", "exact")):
         student, teacher = logits(kind, 600)
         outcomes = {}
         for choice in ("automatic", "exact", "linear"):

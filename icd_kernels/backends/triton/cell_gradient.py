@@ -9,16 +9,24 @@ from icd_kernels.backends.triton.upstream import gradient_rows, load_scale, load
 
 
 @triton.jit
-def cell_task(task, job, counters, CONSTANTS: tl.constexpr):
+def cell_tasks(job, group_images, CONSTANTS: tl.constexpr):
+    """Tasks of one group of images."""
+    row_tiles = tl.cdiv(group_images * CONSTANTS.CELLS, CONSTANTS.ROW_BLOCK)
+    return row_tiles * tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
+
+
+@triton.jit
+def cell_task(task, job, counters, batch, group_images, CONSTANTS: tl.constexpr):
     """A tile of dl/df̄ = dl/dz W over the cell's size: rows of one group of images, a block of channels."""
     channel_blocks = tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
     o_channels = (task % channel_blocks) * CONSTANTS.CLASS_BLOCK + tl.arange(0, CONSTANTS.CLASS_BLOCK)
-    row_tile = task // channel_blocks % CONSTANTS.GROUP_TILES
-    group = task // channel_blocks // CONSTANTS.GROUP_TILES
-    images = tl.minimum(CONSTANTS.GROUP_IMAGES, job.batch - group * CONSTANTS.GROUP_IMAGES)
+    group_tiles = tl.cdiv(group_images * CONSTANTS.CELLS, CONSTANTS.ROW_BLOCK)
+    row_tile = task // channel_blocks % group_tiles
+    group = task // channel_blocks // group_tiles
+    images = tl.minimum(group_images, batch - group * group_images)
     o_local = row_tile * CONSTANTS.ROW_BLOCK + tl.arange(0, CONSTANTS.ROW_BLOCK)
     m_rows = o_local < images * CONSTANTS.CELLS
-    o_rows = group.to(tl.int64) * CONSTANTS.GROUP_IMAGES * CONSTANTS.CELLS + o_local
+    o_rows = group.to(tl.int64) * group_images * CONSTANTS.CELLS + o_local
 
     total = _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS)
     top, bottom, left, right = cell_windows(
@@ -44,7 +52,8 @@ def _cell_product(o_rows, m_rows, o_channels, job, CONSTANTS: tl.constexpr):
     block = tl.full((), CONSTANTS.DEPTH_BLOCK, tl.int64)
     for start in range(0, job.classes, CONSTANTS.DEPTH_BLOCK):
         m_classes = o_classes < job.classes - start
-        b_gradient = tl.load(p_gradient, mask=m_rows[:, None] & m_classes[None, :], other=0.0).to(CONSTANTS.ACC)
+        m_gradient = m_rows[:, None] & (o_classes < job.depth - start)[None, :]
+        b_gradient = tl.load(p_gradient, mask=m_gradient, other=0.0).to(CONSTANTS.ACC)
         b_weight = tl.load(p_weight, mask=m_classes[:, None] & m_channels[None, :], other=0.0).to(CONSTANTS.ACC)
         if job.p_upstream is not None:
             b_gradient = b_gradient * upstream[:, None]

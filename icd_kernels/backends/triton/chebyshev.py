@@ -33,7 +33,7 @@ def cosine(numerator, count):
     square = angle * angle
     total = tl.full(angle.shape, 1.0, tl.float64)
     for k in tl.static_range(11):
-        total = 1 - square * total / ((2 * (11 - k) - 1) * (2 * (11 - k)))
+        total = 1 - square * total * (1 / ((2 * (11 - k) - 1) * (2 * (11 - k))))
     return tl.where(is_far, -total, total)
 
 
@@ -47,15 +47,28 @@ def node_points(o_nodes, count):
 def store_coefficients(
     p_values, p_coefficients, count, FUNCTIONS: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Values [FUNCTIONS, SPACE] at `count` nodes to the coefficients of their interpolants."""
+    """Values [FUNCTIONS, SPACE] at `count` nodes to the coefficients of their interpolants; FUNCTIONS is 1 or 3."""
     for start in range(0, count, BLOCK):
         o_orders = start + tl.arange(0, BLOCK)
-        for f in tl.static_range(FUNCTIONS):
-            total = tl.zeros((BLOCK,), tl.float64)
-            for first in range(0, count, BLOCK):
-                o_nodes = first + tl.arange(0, BLOCK)
-                values = tl.load(p_values + f * SPACE + o_nodes, mask=o_nodes < count, other=0.0)
-                table = cosine(o_orders[:, None] * (2 * o_nodes + 1)[None, :], count)
-                total += tl.sum(table * values[None, :], axis=1)
-            total = total * tl.where(o_orders == 0, 1.0, 2.0) / count
-            tl.store(p_coefficients + f * SPACE + o_orders, total, mask=o_orders < count)
+        first_total = tl.zeros((BLOCK,), tl.float64)
+        second_total = first_total
+        third_total = first_total
+        for first in range(0, count, BLOCK):
+            o_nodes = first + tl.arange(0, BLOCK)
+            table = cosine(o_orders[:, None] * (2 * o_nodes + 1)[None, :], count)
+            first_total += _times_values(table, p_values, o_nodes, count)
+            if FUNCTIONS == 3:
+                second_total += _times_values(table, p_values + SPACE, o_nodes, count)
+                third_total += _times_values(table, p_values + 2 * SPACE, o_nodes, count)
+        share = tl.where(o_orders == 0, 1.0, 2.0).to(tl.float64) / count
+        tl.store(p_coefficients + o_orders, first_total * share, mask=o_orders < count)
+        if FUNCTIONS == 3:
+            tl.store(p_coefficients + SPACE + o_orders, second_total * share, mask=o_orders < count)
+            tl.store(p_coefficients + 2 * SPACE + o_orders, third_total * share, mask=o_orders < count)
+
+
+@triton.jit
+def _times_values(table, p_values, o_nodes, count):
+    """Σ_i table_{n i} values_i"""
+    values = tl.load(p_values + o_nodes, mask=o_nodes < count, other=0.0)
+    return tl.sum(table * values[None, :], axis=1)

@@ -29,7 +29,7 @@ STAGES = 3
 MOST_REGISTERS = 255
 SPREAD = 264
 """Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
-MAX_SPLITS = 8
+MAX_SPLITS = 4
 
 GROUP_IMAGES = 8
 """Images that are projected together at most, where fewer fill a tile: others need not wait for many."""
@@ -60,6 +60,11 @@ def registers(gram: str, classes: int, dtype: torch.dtype) -> int:
     return MOST_REGISTERS if is_linear or gram == "sample" or dtype == torch.float64 else 168
 
 
+def backward_registers(dtype: torch.dtype) -> int | None:
+    """Registers per thread of the backward: as many as the assembler likes, which for float64 are too few."""
+    return MOST_REGISTERS if dtype == torch.float64 else None
+
+
 def power_of_two(count: int, low: int, high: int) -> int:
     """The smallest power of two that holds `count`, within [low, high]."""
     return min(max(1 << max(count - 1, 0).bit_length(), low), high)
@@ -84,7 +89,7 @@ def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     """Rows, columns and depth of a tile of a matrix product."""
     if dtype == torch.float64:
         return 32, 32, 16
-    return {"ieee": (32, 64, 16), "tf32x3": (32, 64, 32), "tf32": (64, 64, 32)}[precision]
+    return {"ieee": (32, 64, 16), "tf32x3": (64, 64, 32), "tf32": (64, 64, 32)}[precision]
 
 
 def splits(tiles: int, depth: int, depth_block: int) -> int:
@@ -138,8 +143,9 @@ def double_cost(device: torch.device) -> int:
 
 
 def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Rows and columns of a class Gram's exponentials at a time."""
-    return 16, power_of_two(classes, 16, 32 if dtype == torch.float64 else 64)
+    """Rows of a class Gram at a time, two for each thread, and columns of a tile of exponentials at nodes."""
+    columns = power_of_two(classes, 16, 32 if dtype == torch.float64 else 64)
+    return power_of_two(classes, 16, 256), columns
 
 
 RESIDENT_CLASSES = 256

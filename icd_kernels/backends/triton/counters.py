@@ -9,6 +9,7 @@ zeroed inside the graph, which costs one memset node in every replay.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,19 +22,27 @@ STREAM_SLOTS = 64
 CAPTURE_SLOTS = 64
 
 
+class Slot(NamedTuple):
+    """One slot, its parts by kind, and the stream whose launches may use it; None where that is not known."""
+
+    table: Tensor
+    counters: Counters
+    stream: int | None
+
+
 @dataclass
 class _Slots:
     """The slots of one device."""
 
     table: Tensor
-    by_stream: dict[int, Counters] = field(default_factory=dict)
+    by_stream: dict[int, Slot] = field(default_factory=dict)
     captured: int = 0
 
 
 _DEVICES: dict[torch.device, _Slots] = {}
 
 
-def counters_for(device: torch.device) -> Counters:
+def counters_for(device: torch.device) -> Slot:
     """Counters, all zero, for one launch on the current stream of `device`."""
     is_cuda = device.type == "cuda"
     if is_cuda and torch.cuda.is_current_stream_capturing():
@@ -44,15 +53,15 @@ def counters_for(device: torch.device) -> Counters:
         if is_cuda:
             torch.cuda.current_stream(device).synchronize()  # once per device: other streams must find zeros
     stream = torch.cuda.current_stream(device).cuda_stream if is_cuda else 0
-    counters = slots.by_stream.get(stream)
-    if counters is None:
+    found = slots.by_stream.get(stream)
+    if found is None:
         taken = len(slots.by_stream)
         slot = slots.table[taken] if taken < STREAM_SLOTS else _zeros(1, device)[0]
-        counters = slots.by_stream[stream] = _views(slot)
-    return counters
+        found = slots.by_stream[stream] = _views(slot, stream)
+    return found
 
 
-def _captured(device: torch.device) -> Counters:
+def _captured(device: torch.device) -> Slot:
     slots = _DEVICES.get(device)
     if slots is None or slots.captured == CAPTURE_SLOTS:
         return _views(_zeros(1, device)[0])
@@ -64,6 +73,6 @@ def _zeros(count: int, device: torch.device) -> Tensor:
     return torch.zeros((count, SLOT), dtype=torch.int32, device=device)
 
 
-def _views(slot: Tensor) -> Counters:
+def _views(slot: Tensor, stream: int | None = None) -> Slot:
     first = SLOT - 7 * GROUPS
-    return Counters(slot, *slot[first:].split(GROUPS))
+    return Slot(slot, Counters(slot, *slot[first:].split(GROUPS)), stream)

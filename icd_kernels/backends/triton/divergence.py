@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-CLOSE_ROWS: tl.constexpr = tl.constexpr(0.1)
-"""Row KL below which it is summed term by term, as in csrc/common/class_rows.h; above, float32 differences will do."""
+CLOSE_ROWS: tl.constexpr = tl.constexpr(3e-2)
+"""Row KL below which it is summed term by term; above, float32 differences will do."""
 
 
 @triton.jit
@@ -22,7 +22,8 @@ def kl_terms(log_p, log_q, p, q):
     """
     near: tl.constexpr = 0.06 if log_p.dtype == tl.float64 else 0.5  # what nine terms of the series are exact to
     delta = log_q - log_p
-    series = 1 + delta / 8 * (1 + delta / 9)
-    series = 1 + delta / 4 * (1 + delta / 5 * (1 + delta / 6 * (1 + delta / 7 * series)))
-    series = delta * delta / 2 * (1 + delta / 3 * series)
+    series = 1 + delta * (1 / 8) * (1 + delta * (1 / 9))
+    series = 1 + delta * (1 / 6) * (1 + delta * (1 / 7) * series)
+    series = 1 + delta * (1 / 4) * (1 + delta * (1 / 5) * series)
+    series = delta * delta * (1 / 2) * (1 + delta * (1 / 3) * series)
     return tl.where(tl.abs(delta) < near, p * series, q - p - p * delta)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,12 +20,12 @@ from icd_kernels.backends.triton.plan import (
     ceil_div,
     gram_precision,
     layout,
+    pitch_of,
     plan_gram,
     precision,
     spaces,
-    workspace,
 )
-from icd_kernels.backends.triton.structs import Logits, LogitsConstants, Work
+from icd_kernels.backends.triton.structs import Logits, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
 from icd_kernels.operators import keeps_logits
@@ -32,20 +33,23 @@ from icd_kernels.operators import keeps_logits
 SCALE_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "wants_gradient"])
 def gram_kl_kernel(
     student,
     teacher,
     work,
     counters,
     batch,
-    classes,
+    wants_gradient,
     temperature: tl.float64,
     FORM: tl.constexpr,
     SLOT: tl.constexpr,
 ):
-    """The tasks of the Gram stage."""
-    gram_task(draw_task(counters), student, teacher, work, counters, batch, classes, temperature, FORM)
+    """The tasks of the Gram stage, on logits that nothing has divided."""
+    whole = (1, 1, 0)
+    gram_task(
+        draw_task(counters), student, teacher, whole, whole, work, counters, batch, temperature, wants_gradient, FORM
+    )
     if is_last_task(counters, 0):
         reduce_losses(work, batch, FORM)
         reset(counters, SLOT)
@@ -120,7 +124,11 @@ def _scale(gradient: Tensor, saved: Tensor, upstream: Tensor | None) -> None:
     size = saved.shape[1] * saved.shape[2]
     stride = 0 if upstream is None or upstream.ndim == 0 else upstream.stride(0)
     launch = _scale_launch(layout(saved), gradient.dtype, layout(upstream))
-    launch(saved.device, gradient, saved, upstream, stride, size, given=(saved, upstream))
+
+    def arguments(saved: Tensor, upstream: Tensor | None) -> Any:
+        return gradient, saved, upstream, stride, size
+
+    launch(saved.device, arguments, (saved, upstream), (gradient,))
 
 
 @lru_cache(maxsize=1024)
@@ -141,7 +149,7 @@ def backward_of_rows(
 ) -> None:
     """dl/dz of sample with reduction "none", which mixes the images' upstream gradients, from the kept logits.
 
-    Writes (B, cells, K): every cell, or where `finest` is not 0 that grid alone with the others folded onto it.
+    Writes (B, cells, K): every cell; or where `finest` is not 0 (B, finest², pitch), the others folded onto that grid.
     """
     loss = saved.new_empty(saved.shape[1])
     run_gram(
@@ -172,35 +180,58 @@ def run_gram(
         configs.class_sum(student.shape[2]), tuple(scales), tuple(scale_weights), gram, normalize, reduction,
         gradient is not None, finest,
     )  # fmt: skip
-    z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = workspace(loss, loss.dtype, sizes)
-    work = Work(
+    space = loss.new_empty(sum(sizes))
+    nodes = loss.new_empty(plan.nodes_size, dtype=torch.float64)
+    slot = counter_slots.counters_for(loss.device)
+
+    def arguments(student: Tensor, teacher: Tensor, gradient: Tensor | None, upstream: Tensor | None) -> Any:
+        outputs = _Outputs(loss, gradient, raw, upstream, finest)
+        return (
+            _given(student),
+            _given(teacher),
+            _work(plan, space.split_with_sizes(sizes), nodes, outputs, student.shape[2]),
+            slot.counters,
+            student.shape[0],
+            int(plan.gradient),
+        )
+
+    allocated = (loss, space, nodes, slot.table, *(() if raw is None else (raw,)))
+    given = (student, teacher, gradient, upstream)
+    launch(loss.device, arguments, given, allocated, slot.stream, (temperature,))
+
+
+class _Outputs(NamedTuple):
+    """What :func:`run_gram` writes, and the upstream gradients it reads."""
+
+    loss: Tensor
+    gradient: Tensor | None
+    raw: Tensor | None
+    upstream: Tensor | None
+    finest: int
+
+
+def _work(plan: GramPlan, pieces: Sequence[Tensor], nodes: Tensor, outputs: _Outputs, classes: int) -> Work:
+    """What the Gram stage works on and writes; what it does not touch is some piece of the workspace."""
+    z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = pieces
+    loss, gradient, raw, upstream, finest = outputs
+    out = z_student if gradient is None else gradient
+    return Work(
         p_student=z_student,
         p_teacher=z_teacher,
         p_student_raw=None if raw is None else raw[0],
         p_teacher_raw=None if raw is None else raw[1],
         p_divisor=divisor,
-        p_rows=None if gradient is None else rows,
-        p_nodes=loss.new_empty(plan.nodes_size, dtype=torch.float64) if plan.nodes_size else None,
+        p_rows=z_student if gradient is None else rows,
+        p_nodes=nodes if plan.nodes_size else None,
         p_unit_loss=unit_loss,
-        p_image_loss=loss if reduction == "none" else image_loss,
+        p_image_loss=image_loss if loss.ndim == 0 else loss,
         p_loss=loss,
-        p_gradient=all_cells if finest else gradient,
-        p_saved=gradient if finest else None,
+        p_gradient=all_cells if finest else out,
+        p_saved=out if finest else None,
         p_upstream=upstream,
         stride_upstream=0 if upstream is None else upstream.stride(0),
-        group_images=plan.group_images,
-        group_cells=plan.group_cells,
-    )
-    launch(
-        loss.device,
-        _given(student),
-        _given(teacher),
-        work,
-        counter_slots.counters_for(loss.device),
-        student.shape[0],
-        student.shape[2],
-        temperature,
-        given=(student, teacher, gradient, upstream),
+        classes=classes,
+        pitch=pitch_of(classes) if finest else classes,
     )
 
 
@@ -224,12 +255,11 @@ def _plan(
 ) -> tuple[GramPlan, tuple[int, ...], Launch]:
     """The Gram stage, its workspace and its launch."""
     batch, cells, classes = student.shape
-    constants = LogitsConstants(SPLITS=1, FINEST=0, GROUP_IMAGES=1)
     plan = plan_gram(
         batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient, finest,
-        gram_precision(products), constants, constants, class_sum, configs.double_cost(device),
+        gram_precision(products), 0, 0, class_sum, configs.double_cost(device),
     )  # fmt: skip
-    image = batch * cells * classes
+    image = batch * cells * pitch_of(classes)
     sizes = spaces(
         image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
         image if finest else 0,
@@ -241,4 +271,4 @@ def _plan(
 def _given(logits: Tensor) -> Logits:
     """Logits (B, N, K) that wait for nothing."""
     image, cell, depth = logits.stride()
-    return Logits(logits, None, 0, image, cell, depth, 0)
+    return Logits(logits, None, logits.shape[2], image, cell, depth)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,25 +15,29 @@ from icd_kernels.backends.triton.gram_stage import gram_task, reduce_losses
 from icd_kernels.backends.triton.launch import Launch
 from icd_kernels.backends.triton.plan import (
     GramPlan,
-    Layout,
+    Layouts,
     NetworkPlan,
+    class_sum_of,
     gram_precision,
-    layout,
+    layouts,
+    pitch_of,
     plan_gram,
     plan_network,
     precision,
     spaces,
-    workspace,
 )
-from icd_kernels.backends.triton.pooling import pool_task
-from icd_kernels.backends.triton.projection import project_task
-from icd_kernels.backends.triton.structs import Work
+from icd_kernels.backends.triton.pooling import pool_task, pool_tasks
+from icd_kernels.backends.triton.projection import divided, project_task
+from icd_kernels.backends.triton.structs import Counters, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
 from icd_kernels.operators import keeps_logits
 
+# They follow from the batch: compiled for one of them, a kernel would be compiled again for an epoch's last batch.
+BATCH_NUMBERS = ["batch", "student_group", "student_splits", "teacher_group", "teacher_splits", "wants_gradient"]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=BATCH_NUMBERS)
 def icd_loss_kernel(
     student,
     teacher,
@@ -42,34 +46,49 @@ def icd_loss_kernel(
     work,
     counters,
     batch,
-    classes,
+    student_group,
+    student_splits,
+    teacher_group,
+    teacher_splits,
+    wants_gradient,
     temperature: tl.float64,
     STUDENT: tl.constexpr,
     TEACHER: tl.constexpr,
     FORM: tl.constexpr,
     SLOT: tl.constexpr,
 ):
-    """Tasks in order: pool teacher, pool student, project teacher, project student, Gram stage."""
+    """Tasks in order: pool teacher, pool student, project teacher, project student, Gram stage.
+
+    Conditions stand beside each other: nested, each level doubles the time some passes of the compiler take.
+    """
+    student_division = divided(student, student_group, student_splits, STUDENT)
+    teacher_division = divided(teacher, teacher_group, teacher_splits, TEACHER)
     task = draw_task(counters)
-    student_pool = task - teacher.pool_tasks
-    teacher_project = student_pool - student.pool_tasks
-    student_project = teacher_project - teacher.project_tasks
-    gram = student_project - student.project_tasks
-    if student_pool < 0:
-        pool_task(task, teacher, counters.p_teacher_pooled, TEACHER)
-    elif teacher_project < 0:
-        pool_task(student_pool, student, counters.p_student_pooled, STUDENT)
-    elif student_project < 0:
+    first_student_pool = batch * pool_tasks(teacher, TEACHER)
+    first_project = first_student_pool + batch * pool_tasks(student, STUDENT)
+    first_student_project = first_project + tl.cdiv(batch, teacher_group) * teacher_division[2]
+    first_gram = first_student_project + tl.cdiv(batch, student_group) * student_division[2]
+    if task < first_student_pool:
+        pool_task(task, teacher, counters.p_teacher_pooled, teacher_group, TEACHER)
+    if (task >= first_student_pool) & (task < first_project):
+        pool_task(task - first_student_pool, student, counters.p_student_pooled, student_group, STUDENT)
+    if (task >= first_project) & (task < first_student_project):
         project_task(
-            teacher_project, teacher, counters.p_teacher_pooled, counters.p_teacher_logits, batch, classes, TEACHER
-        )
-    elif gram < 0:
+            task - first_project, teacher, counters.p_teacher_pooled, counters.p_teacher_logits, batch,
+            teacher_division, TEACHER,
+        )  # fmt: skip
+    if (task >= first_student_project) & (task < first_gram):
         project_task(
-            student_project, student, counters.p_student_pooled, counters.p_student_logits, batch, classes, STUDENT
-        )
-    else:
-        gram_task(gram, student_logits, teacher_logits, work, counters, batch, classes, temperature, FORM)
-        if is_last_task(counters, task - gram):
+            task - first_student_project, student, counters.p_student_pooled, counters.p_student_logits, batch,
+            student_division, STUDENT,
+        )  # fmt: skip
+    if task >= first_gram:
+        gram_task(
+            task - first_gram, student_logits, teacher_logits, student_division, teacher_division, work, counters,
+            batch, temperature, wants_gradient, FORM,
+        )  # fmt: skip
+    if task >= first_gram:
+        if is_last_task(counters, first_gram):
             reduce_losses(work, batch, FORM)
             reset(counters, SLOT)
 
@@ -85,17 +104,16 @@ class _Plan(NamedTuple):
     saved_shape: tuple[int, ...]
     pooled_shape: tuple[int, ...]
     spaces: tuple[int, ...]
+    space: int
+    """Numbers of workspace, in pieces of `spaces`."""
+    classes: int
     launch: Launch
 
 
 @lru_cache(maxsize=1024)
 def plan_icd_loss(
-    student_features: Layout,
-    student_weight: Layout,
-    student_bias: Layout | None,
-    teacher_features: Layout,
-    teacher_weight: Layout,
-    teacher_bias: Layout | None,
+    student_layouts: Layouts,
+    teacher_layouts: Layouts,
     device: torch.device,
     dtype: torch.dtype,
     products: str,
@@ -109,23 +127,23 @@ def plan_icd_loss(
     save_gradient: bool,
     save_pooled: bool,
 ) -> _Plan:
-    batch, classes = student_features.shape[0], student_weight.shape[0]
-    student = plan_network(student_features, student_weight, student_bias, dtype, products, scales, pyramid)
-    teacher = plan_network(teacher_features, teacher_weight, teacher_bias, dtype, products, scales, pyramid)
+    batch, classes = student_layouts[0][0][0], student_layouts[1][0][0]
+    student = plan_network(student_layouts, dtype, products, scales, pyramid)
+    teacher = plan_network(teacher_layouts, dtype, products, scales, pyramid)
     keeps = keeps_logits(gram, reduction) and save_gradient
     gradient = save_gradient and not keeps
     plan = plan_gram(
         batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient,
-        student.finest if gradient else 0, gram_precision(products), student.logits_constants,
-        teacher.logits_constants, class_sum, configs.double_cost(device),
+        0 if keeps_logits(gram, reduction) else student.finest, gram_precision(products), student.finest,
+        teacher.finest, class_sum, configs.double_cost(device),
     )  # fmt: skip
-    cells, base = plan.form.CELLS, student.constants.CELLS
-    saved_shape = (2, batch, cells, classes) if keeps else (batch, base, classes)
-    image = batch * cells * classes
+    cells, base, pitch = plan.form.CELLS, student.constants.CELLS, pitch_of(classes)
+    saved_shape = (2, batch, cells, classes) if keeps else (batch, base, pitch)
+    image = batch * cells * pitch
     sizes = spaces(
         teacher.pooled_size, 0 if save_pooled else student.pooled_size, teacher.logits_size, student.logits_size,
         image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
-        image if plan.form.FINEST > 0 else 0,
+        image if plan.form.FINEST > 0 and gradient else 0,
     )  # fmt: skip
     return _Plan(
         student=student,
@@ -133,11 +151,13 @@ def plan_icd_loss(
         gram=plan,
         keeps=keeps,
         saved_shape=saved_shape if save_gradient else (0,),
-        pooled_shape=(batch, base, student_features.shape[1]) if save_pooled else (0,),
+        pooled_shape=(batch, base, student_layouts[0][0][1]) if save_pooled else (0,),
         spaces=sizes,
+        space=sum(sizes),
+        classes=classes,
         launch=Launch(
             icd_loss_kernel,
-            teacher.pool_tasks + student.pool_tasks + teacher.project_tasks + student.project_tasks + plan.tasks,
+            teacher.tasks + student.tasks + plan.tasks,
             registers=configs.registers(gram, classes, dtype),
             STUDENT=student.constants,
             TEACHER=teacher.constants,
@@ -167,53 +187,74 @@ def icd_loss(
     """The operator icd_loss (icd_kernels/operators.py): loss, and dl/dz (or logits) and pooled features to save."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     dtype, device = compute_dtype(*tensors), student_features.device
-    batch, classes = student_features.shape[0], student_weight.shape[0]
     plan = plan_icd_loss(
-        *map(layout, tensors), device, dtype, precision(dtype), configs.class_sum(classes), tuple(scales),
-        tuple(scale_weights), gram, pyramid, normalize, reduction, save_gradient, save_pooled,
+        layouts(tensors[:3]), layouts(tensors[3:]), device, dtype, precision(dtype), class_sum_of(gram, student_weight),
+        tuple(scales), tuple(scale_weights), gram, pyramid, normalize, reduction, save_gradient, save_pooled,
     )  # fmt: skip
+    batch = student_features.shape[0]
     loss = student_features.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
     saved, pooled = loss.new_empty(plan.saved_shape), loss.new_empty(plan.pooled_shape)
     if batch == 0:
         return (loss.fill_(float("nan") if reduction == "mean" else 0.0), saved, pooled)
-    teacher_pooled, student_pooled, teacher_logits, student_logits, *rest = workspace(loss, dtype, plan.spaces)
-    slots = counter_slots.counters_for(device)
+    space = loss.new_empty(plan.space)
+    nodes = loss.new_empty(plan.gram.nodes_size, dtype=torch.float64)
+    slot = counter_slots.counters_for(device)
+
+    def arguments(*networks: Tensor | None) -> tuple[Any, ...]:
+        return _arguments(plan, networks, space, nodes, loss, saved, pooled, slot.counters)
+
     plan.launch(
-        device,
-        plan.student.arguments(*tensors[:3], pooled if save_pooled else student_pooled, student_logits),
-        plan.teacher.arguments(*tensors[3:], teacher_pooled, teacher_logits),
-        plan.student.logits(student_logits, slots.p_student_logits),
-        plan.teacher.logits(teacher_logits, slots.p_teacher_logits),
-        _work(plan, rest, loss, saved),
-        slots,
-        batch,
-        classes,
-        temperature,
-        given=tensors,
+        device, arguments, tensors, (loss, saved, pooled, space, nodes, slot.table), slot.stream, (temperature,)
     )
     return loss, saved, pooled
 
 
-def _work(plan: _Plan, pieces: Sequence[Tensor], loss: Tensor, saved: Tensor) -> Work:
-    """What the Gram stage works on and writes."""
+def _arguments(
+    plan: _Plan,
+    networks: tuple[Any, ...],
+    space: Tensor,
+    nodes: Tensor,
+    loss: Tensor,
+    saved: Tensor,
+    pooled: Tensor,
+    counters: Counters,
+) -> tuple[Any, ...]:
+    """The kernel's arguments but the temperature."""
+    teacher_pooled, student_pooled, teacher_logits, student_logits, *rest = space.split_with_sizes(plan.spaces)
+    return (
+        plan.student.arguments(*networks[:3], pooled if pooled.numel() else student_pooled, student_logits),
+        plan.teacher.arguments(*networks[3:], teacher_pooled, teacher_logits),
+        plan.student.logits(student_logits, counters.p_student_logits),
+        plan.teacher.logits(teacher_logits, counters.p_teacher_logits),
+        _work(plan, rest, nodes, loss, saved),
+        counters,
+        networks[0].shape[0],
+        *plan.student.division,
+        *plan.teacher.division,
+        int(plan.gram.gradient),
+    )
+
+
+def _work(plan: _Plan, pieces: Sequence[Tensor], nodes: Tensor, loss: Tensor, saved: Tensor) -> Work:
+    """What the Gram stage works on and writes; what it does not touch is some piece of the workspace."""
     z_student, z_teacher, divisor, rows, unit_loss, image_loss, all_cells = pieces
     gram, folds = plan.gram, plan.gram.form.FINEST > 0
-    gradient = all_cells if folds else saved
+    out = saved if gram.gradient else z_student
     return Work(
         p_student=z_student,
         p_teacher=z_teacher,
         p_student_raw=saved[0] if plan.keeps else None,
         p_teacher_raw=saved[1] if plan.keeps else None,
         p_divisor=divisor,
-        p_rows=rows if gram.form.GRADIENT else None,
-        p_nodes=loss.new_empty(gram.nodes_size, dtype=torch.float64) if gram.nodes_size else None,
+        p_rows=rows if gram.gradient else z_student,
+        p_nodes=nodes if gram.nodes_size else None,
         p_unit_loss=unit_loss,
         p_image_loss=image_loss if loss.ndim == 0 else loss,
         p_loss=loss,
-        p_gradient=gradient if gram.form.GRADIENT else None,
-        p_saved=saved if folds else None,
+        p_gradient=all_cells if folds and gram.gradient else out,
+        p_saved=out if folds else None,
         p_upstream=None,
         stride_upstream=0,
-        group_images=gram.group_images,
-        group_cells=gram.group_cells,
+        classes=plan.classes,
+        pitch=pitch_of(plan.classes),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,9 +19,10 @@ _TUNED: dict[Any, tuple[int, int]] = {}
 class Launch:
     """A kernel with its number of programs and its constants: what stays of a launch from one call to the next.
 
-    Triton looks at each of some hundred arguments, at every launch, to find what it compiled for them. Here sizes and
-    strides are the same at every call, as is the dtype of every tensor, so all that can change is where tensors that
-    were not allocated for this launch begin: what was compiled is remembered by that.
+    Triton looks at each of some hundred arguments, at every launch, to find what it compiled for them, and asks the
+    driver about every pointer. Here sizes and strides are the same at every call, as is the dtype of every tensor, so
+    all that can change is where tensors begin. What was compiled is remembered by the alignment of those that callers
+    allocated; its arguments are remembered as places within the tensors of a call, and handed on as addresses.
     """
 
     def __init__(self, kernel: Any, programs: int, *, registers: int | None = None, **constants: Any) -> None:
@@ -33,32 +34,59 @@ class Launch:
         self.programs = programs
         self.registers = registers
         self.constants = constants if interprets() else {name: grouped(value) for name, value in constants.items()}
-        self._runners: dict[Any, Callable[..., None]] = {}
+        self._runners: dict[Any, _Runner] = {}
 
-    def __call__(self, device: torch.device, *args: Any, given: tuple[Tensor | None, ...] = ()) -> None:
-        """Launches on the current stream of `device`; `given`: the tensors among `args` that callers allocated."""
-        key = (device.index, configs.autotunes(), *[tensor is None or tensor.data_ptr() % 16 == 0 for tensor in given])
+    def __call__(
+        self,
+        device: torch.device,
+        arguments: Callable[..., tuple[Any, ...]],
+        given: tuple[Tensor | None, ...],
+        allocated: tuple[Tensor, ...],
+        stream: int | None = None,
+        last: tuple[Any, ...] = (),
+    ) -> None:
+        """Launches on the current stream of `device`, which is `stream` where the caller knows it.
+
+        `arguments(*given)`: the kernel's, but for the `last` ones. A tensor in them is one of `given`, which callers
+        allocated and which may begin anywhere, or lies within one of `allocated`, which begin at multiples of 16 bytes.
+        """
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*given, *allocated)]
+        key = (device.index, *[address % 16 for address in addresses[: len(given)]])
         with _on(device):
             runner = self._runners.get(key)
             if runner is None:
-                self._first(key, device, args)
+                self._first(key, device, arguments, given, allocated, last)
             else:
-                runner(*args, *self.constants.values())
+                runner(addresses, last, stream)
 
-    def _first(self, key: Any, device: torch.device, args: tuple[Any, ...]) -> None:
+    def _first(
+        self,
+        key: Any,
+        device: torch.device,
+        arguments: Callable[..., tuple[Any, ...]],
+        given: tuple[Tensor | None, ...],
+        allocated: tuple[Tensor, ...],
+        last: tuple[Any, ...],
+    ) -> None:
         """Lets Triton launch, and remembers what it compiled.
 
         Not on AMD's GPUs, where that depends on how much memory lies behind a pointer, too.
         """
         warps, stages = configs.WARPS, configs.STAGES
+        # Two of them may be one tensor this time: each gets an object of its own, to be found by.
+        given = tuple(None if tensor is None else tensor.detach() for tensor in given)
+        args = arguments(*given)
+        every = (*args, *last)
         if configs.autotunes() and device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                _run(self.kernel, self.programs, args, self.constants, warps, stages, self.registers)
+                _run(self.kernel, self.programs, every, self.constants, warps, stages, self.registers)
                 return
-            warps, stages = self._tuned(args)
-        compiled = _run(self.kernel, self.programs, args, self.constants, warps, stages, self.registers)
+            warps, stages = self._tuned(every)
+        compiled = _run(self.kernel, self.programs, every, self.constants, warps, stages, self.registers)
         if compiled is not None and torch.version.hip is None:
-            self._runners[key] = compiled[(self.programs, 1, 1)]
+            self._runners[key] = _Runner(
+                compiled[(self.programs, 1, 1)], _places(args, given, allocated), tuple(self.constants.values())
+            )
 
     def _tuned(self, args: tuple[Any, ...]) -> tuple[int, int]:
         """The fastest of the choices, timed once for each kernel, number of programs and constants."""
@@ -70,6 +98,51 @@ class Launch:
             ]
             _TUNED[key] = configs.AUTOTUNE_CHOICES[timings.index(min(timings))]
         return _TUNED[key]
+
+
+class _Runner:
+    """A compiled kernel with the places of its arguments."""
+
+    def __init__(self, run: Callable[..., None], places: Sequence[Any], constants: tuple[Any, ...]) -> None:
+        self._run = run
+        self._places = places
+        self._constants = constants
+
+    def __call__(self, addresses: list[int], last: tuple[Any, ...], stream: int | None) -> None:
+        args = [
+            tuple([value if base is None else addresses[base] + value for base, value in place])
+            if type(place) is list
+            else addresses[place[0]] + place[1]
+            if place[0] is not None
+            else place[1]
+            for place in self._places
+        ]
+        self._run(*args, *last, *self._constants, stream=stream)
+
+
+def _places(args: tuple[Any, ...], given: tuple[Any, ...], allocated: tuple[Tensor, ...]) -> list[Any]:
+    """Every argument as (number of its tensor, bytes from its beginning), or (None, the argument); groups as lists."""
+
+    def place(arg: Any) -> tuple[int | None, Any]:
+        if not isinstance(arg, Tensor):
+            return None, arg
+        for number, tensor in enumerate(given):
+            if tensor is arg:
+                return number, 0
+        return _within(arg, allocated, len(given))
+
+    return [[place(leaf) for leaf in arg] if isinstance(arg, tuple) else place(arg) for arg in args]
+
+
+def _within(arg: Tensor, allocated: tuple[Tensor, ...], first: int) -> tuple[int | None, int]:
+    """Which of the allocated tensors, numbered from `first`, `arg` lies in, and how far from its beginning."""
+    if arg.numel() == 0:
+        return None, 0
+    storage = arg.untyped_storage().data_ptr()
+    for number, tensor in enumerate(allocated, first):
+        if tensor.numel() and tensor.untyped_storage().data_ptr() == storage:
+            return number, arg.data_ptr() - tensor.data_ptr()
+    raise AssertionError(f"an argument of shape {tuple(arg.shape)} lies in none of the tensors of its launch")
 
 
 def grouped(constants: Any) -> Any:

@@ -1,7 +1,7 @@
 """The class Gram in time linear in K, exact to rounding: docs/linear_class_gram.md has the derivation and the bounds.
 
 Sums over a row are polynomials in x = z/τ on each sign of x, sums over a column are polynomials in z: both are taken at
-Chebyshev nodes and interpolated. Exponentials are of type EXP; nodes, coefficients and interpolation are float64,
+Chebyshev nodes and interpolated. Exponentials are float32, or float64 where `is_double`; nodes, coefficients and interpolation are float64,
 because the sums range from 1 to K and a rounding at the large end shows at the small one.
 """
 
@@ -54,9 +54,9 @@ def plan_nodes(low, below, above, high, temperature, error, FORM: tl.constexpr):
 @triton.jit
 def linear_class(
     p_student, p_teacher, p_rows, p_gradient, p_nodes, student, teacher, student_nodes, teacher_nodes, classes,
-    temperature, factor, EXP: tl.constexpr, FORM: tl.constexpr,
+    pitch, temperature, factor, wants_gradient, is_double, FORM: tl.constexpr,
 ):  # fmt: skip
-    """Σ_k KL_k of one cell; writes its gradient times `factor`.
+    """Σ_k KL_k of one cell; writes its gradient times `factor`, 0 from K to `pitch`.
 
     student, teacher: their extremes; student_nodes, teacher_nodes: their planned nodes. p_rows: workspace (2, K);
     p_nodes: float64 workspace of 17 rows of NODE_SPACE: 3 of values, then the coefficients of rows [network, side, 3]
@@ -79,16 +79,16 @@ def linear_class(
         first = tl.where(side == 0, above, low)
         last = tl.where(side == 0, high, below)
         top = tl.where(side == 0, high, low)
-        _row_values(p_logits, p_student, p_nodes, count, first, last, top, classes, temperature, EXP, FORM)
+        _row_values(p_logits, p_student, p_nodes, count, first, last, top, classes, temperature, is_double, FORM)
         tl.debug_barrier()
         p_out = p_row_coefficients + piece * 3 * FORM.NODE_SPACE
         store_coefficients(p_nodes, p_out, count, 3, FORM.NODE_SPACE, NODE_BLOCK)
         tl.debug_barrier()
     loss = _rows(
         p_student, p_teacher, p_rows, p_gradient, p_row_coefficients, student, teacher, student_nodes, teacher_nodes,
-        classes, temperature, FORM,
+        classes, pitch, temperature, wants_gradient, FORM,
     )  # fmt: skip
-    if FORM.GRADIENT:
+    if wants_gradient:
         tl.debug_barrier()
         p_column_coefficients = p_nodes + 15 * FORM.NODE_SPACE
         for network in range(2):
@@ -103,7 +103,7 @@ def linear_class(
                 high = teacher[3]
                 count = teacher_nodes[2]
             p_weights = p_rows + network * classes
-            _column_values(p_logits, p_weights, p_nodes, count, low, high, classes, temperature, EXP, FORM)
+            _column_values(p_logits, p_weights, p_nodes, count, low, high, classes, temperature, is_double, FORM)
             tl.debug_barrier()
             p_out = p_column_coefficients + network * FORM.NODE_SPACE
             store_coefficients(p_nodes, p_out, count, 1, FORM.NODE_SPACE, NODE_BLOCK)
@@ -117,43 +117,62 @@ def linear_class(
 
 @triton.jit
 def _row_values(
-    p_logits, p_student, p_values, count, first, last, top, classes, temperature, EXP: tl.constexpr,
-    FORM: tl.constexpr,
-):  # fmt: skip
+    p_logits, p_student, p_values, count, first, last, top, classes, temperature, is_double, FORM: tl.constexpr
+):
     """Σ_j e_j, Σ_j e_j (y_j - top) and Σ_j e_j s_j, e_j = exp(x (y_j - top)), at the nodes x of one side."""
-    columns: tl.constexpr = FORM.CLASS_COLUMNS // 2 if EXP == tl.float64 else FORM.CLASS_COLUMNS
     middle, half = _interval(first, last, temperature)
     for start in range(0, count, NODE_BLOCK):
         o_nodes = start + tl.arange(0, NODE_BLOCK)
-        x = (middle + half * node_points(o_nodes, count)).to(EXP)
+        x = middle + half * node_points(o_nodes, count)
         one = tl.zeros((NODE_BLOCK,), tl.float64)
         own = one
         cross = one
-        for block in range(0, classes, FLUSH * columns):
-            b_one = tl.zeros((NODE_BLOCK, columns), EXP)
-            b_own = b_one
-            b_cross = b_one
-            for begin in range(block, tl.minimum(block + FLUSH * columns, classes), columns):
-                o_columns = begin + tl.arange(0, columns)
-                m_columns = o_columns < classes
-                b_below = tl.load(p_logits + o_columns, mask=m_columns, other=0.0).to(EXP) - top.to(EXP)
-                b_student = tl.load(p_student + o_columns, mask=m_columns, other=0.0).to(EXP)
-                exponentials = tl.where(m_columns[None, :], tl.exp(x[:, None] * b_below[None, :]), 0.0)
-                b_one += exponentials
-                b_own += exponentials * b_below[None, :]
-                b_cross += exponentials * b_student[None, :]
-            one += tl.sum(b_one.to(tl.float64), axis=1)
-            own += tl.sum(b_own.to(tl.float64), axis=1)
-            cross += tl.sum(b_cross.to(tl.float64), axis=1)
+        for begin in range(0, classes, _flush(FORM)):
+            if is_double:
+                sums = _row_terms(p_logits, p_student, x, top, begin, classes, tl.float64, FORM)
+            else:
+                sums = _row_terms(p_logits, p_student, x, top, begin, classes, tl.float32, FORM)
+            one += sums[0]
+            own += sums[1]
+            cross += sums[2]
         tl.store(p_values + o_nodes, one, mask=o_nodes < count)
         tl.store(p_values + FORM.NODE_SPACE + o_nodes, own, mask=o_nodes < count)
         tl.store(p_values + 2 * FORM.NODE_SPACE + o_nodes, cross, mask=o_nodes < count)
 
 
 @triton.jit
+def _flush(FORM: tl.constexpr):
+    """Terms that are summed in the exponentials' own type before they are added in float64."""
+    return FLUSH * FORM.CLASS_COLUMNS
+
+
+@triton.jit
+def _row_terms(p_logits, p_student, x, top, begin, classes, EXP: tl.constexpr, FORM: tl.constexpr):
+    """The three sums of :func:`_row_values` over columns from `begin` on, in float64."""
+    columns: tl.constexpr = FORM.CLASS_COLUMNS // 2 if EXP == tl.float64 else FORM.CLASS_COLUMNS
+    b_one = tl.zeros((NODE_BLOCK, columns), EXP)
+    b_own = b_one
+    b_cross = b_one
+    for start in range(begin, tl.minimum(begin + _flush(FORM), classes), columns):
+        o_columns = start + tl.arange(0, columns)
+        m_columns = o_columns < classes
+        b_below = tl.load(p_logits + o_columns, mask=m_columns, other=0.0).to(EXP) - top.to(EXP)
+        b_student = tl.load(p_student + o_columns, mask=m_columns, other=0.0).to(EXP)
+        exponentials = tl.where(m_columns[None, :], tl.exp(x.to(EXP)[:, None] * b_below[None, :]), 0.0)
+        b_one += exponentials
+        b_own += exponentials * b_below[None, :]
+        b_cross += exponentials * b_student[None, :]
+    return (
+        tl.sum(b_one.to(tl.float64), axis=1),
+        tl.sum(b_own.to(tl.float64), axis=1),
+        tl.sum(b_cross.to(tl.float64), axis=1),
+    )
+
+
+@triton.jit
 def _rows(
     p_student, p_teacher, p_rows, p_gradient, p_coefficients, student, teacher, student_nodes, teacher_nodes, classes,
-    temperature, FORM: tl.constexpr,
+    pitch, temperature, wants_gradient, FORM: tl.constexpr,
 ):  # fmt: skip
     """Σ_k KL_k; writes the rows' part of the gradient, and s_k over both sums of row k to p_rows."""
     loss = tl.zeros((POINT_BLOCK,), tl.float64)
@@ -174,9 +193,9 @@ def _rows(
         cross = cross / teacher_sum
         kl = (t * teacher_own / teacher_sum - s * (cross - student_top)) / tau + tl.log(student_sum / teacher_sum)
         loss += tl.where(m_rows, kl, 0.0)
-        if FORM.GRADIENT:
-            gradient = student_mean / student_sum - cross
-            tl.store(p_gradient + o_rows, gradient.to(FORM.ACC), mask=m_rows)
+        if wants_gradient:
+            gradient = tl.where(m_rows, student_mean / student_sum - cross, 0.0)
+            tl.store(p_gradient + o_rows, gradient.to(FORM.ACC), mask=o_rows < pitch)
             tl.store(p_rows + o_rows, (s / student_sum).to(FORM.ACC), mask=m_rows)
             tl.store(p_rows + classes + o_rows, (s / teacher_sum).to(FORM.ACC), mask=m_rows)
     return tl.sum(loss)
@@ -213,28 +232,44 @@ def _evaluate_rows(y, m_rows, p_coefficients, network, nodes, temperature, FORM:
 
 @triton.jit
 def _column_values(
-    p_logits, p_weights, p_values, count, low, high, classes, temperature, EXP: tl.constexpr, FORM: tl.constexpr
+    p_logits, p_weights, p_values, count, low, high, classes, temperature, is_double, FORM: tl.constexpr
 ):
     """Σ_k w_k exp(x_k (y - top_k)) at the nodes y of one network's columns."""
-    columns: tl.constexpr = FORM.CLASS_COLUMNS // 2 if EXP == tl.float64 else FORM.CLASS_COLUMNS
     middle, half = _interval(low, high, temperature * 0 + 1)
     for start in range(0, count, NODE_BLOCK):
         o_nodes = start + tl.arange(0, NODE_BLOCK)
         place = middle + half * node_points(o_nodes, count)
-        from_high = (place - high.to(tl.float64)).to(EXP)
-        from_low = (place - low.to(tl.float64)).to(EXP)
+        from_high = place - high.to(tl.float64)
+        from_low = place - low.to(tl.float64)
         total = tl.zeros((NODE_BLOCK,), tl.float64)
-        for block in range(0, classes, FLUSH * columns):
-            b_total = tl.zeros((NODE_BLOCK, columns), EXP)
-            for begin in range(block, tl.minimum(block + FLUSH * columns, classes), columns):
-                o_rows = begin + tl.arange(0, columns)
-                m_rows = o_rows < classes
-                x = (tl.load(p_logits + o_rows, mask=m_rows, other=0.0) / temperature).to(EXP)
-                weight = tl.load(p_weights + o_rows, mask=m_rows, other=0.0).to(EXP)
-                distance = tl.where((x >= 0)[None, :], from_high[:, None], from_low[:, None])
-                b_total += weight[None, :] * tl.exp(x[None, :] * distance)
-            total += tl.sum(b_total.to(tl.float64), axis=1)
+        for begin in range(0, classes, _flush(FORM)):
+            if is_double:
+                part = _column_terms(
+                    p_logits, p_weights, from_high, from_low, begin, classes, temperature, tl.float64, FORM
+                )
+            else:
+                part = _column_terms(
+                    p_logits, p_weights, from_high, from_low, begin, classes, temperature, tl.float32, FORM
+                )
+            total += part
         tl.store(p_values + o_nodes, total, mask=o_nodes < count)
+
+
+@triton.jit
+def _column_terms(
+    p_logits, p_weights, from_high, from_low, begin, classes, temperature, EXP: tl.constexpr, FORM: tl.constexpr
+):
+    """The sum of :func:`_column_values` over rows from `begin` on, in float64."""
+    columns: tl.constexpr = FORM.CLASS_COLUMNS // 2 if EXP == tl.float64 else FORM.CLASS_COLUMNS
+    b_total = tl.zeros((NODE_BLOCK, columns), EXP)
+    for start in range(begin, tl.minimum(begin + _flush(FORM), classes), columns):
+        o_rows = start + tl.arange(0, columns)
+        m_rows = o_rows < classes
+        x = (tl.load(p_logits + o_rows, mask=m_rows, other=0.0) / temperature).to(EXP)
+        weight = tl.load(p_weights + o_rows, mask=m_rows, other=0.0).to(EXP)
+        distance = tl.where((x >= 0)[None, :], from_high.to(EXP)[:, None], from_low.to(EXP)[:, None])
+        b_total += weight[None, :] * tl.exp(x[None, :] * distance)
+    return tl.sum(b_total.to(tl.float64), axis=1)
 
 
 @triton.jit
@@ -261,7 +296,9 @@ def _evaluate_columns(p_logits, o_classes, m_classes, p_coefficients, network, n
     high = network[3]
     count = nodes[2]
     middle, half = _interval(low, high, low * 0 + 1)
-    u = (tl.load(p_logits + o_classes, mask=m_classes, other=0.0).to(tl.float64) - middle) / half
+    u = (tl.load(p_logits + o_classes, mask=m_classes, other=0.0).to(tl.float64) - middle) / tl.where(
+        half > 0, half, 1.0
+    )
     before = u
     now = u * 0 + 1
     total = u * 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from icd_kernels.backends.triton.structs import PITCH
 from icd_kernels.operators import SCHEMAS, register_fakes
 
 OPERATORS = "icd_kernels_triton"
@@ -38,7 +39,7 @@ def register() -> torch.library.Library:
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CUDA", "CPU") if interprets() else ("CUDA",):
         implement(library, key)
-    register_fakes(OPERATORS)
+    register_fakes(OPERATORS, PITCH)
     return library
 
 

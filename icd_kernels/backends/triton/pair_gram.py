@@ -12,8 +12,9 @@ from icd_kernels.backends.triton.divergence import has_close_rows, kl_terms
 
 @triton.jit
 def pair_losses(
-    p_student, p_teacher, p_rows, stride_rows, block, count, stride, classes, temperature, FORM: tl.constexpr
-):
+    p_student, p_teacher, p_rows, stride_rows, block, count, stride, classes, temperature, wants_gradient,
+    FORM: tl.constexpr,
+):  # fmt: skip
     """KL of a block of rows; writes their maxima and log normalisers (student's, then teacher's) to `p_rows`."""
     o_rows = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
     student_max = tl.full((FORM.PAIR_BLOCK,), -float("inf"), FORM.ACC)
@@ -46,7 +47,7 @@ def pair_losses(
         teacher_max = teacher_new
     student_log = tl.log(student_sum)
     teacher_log = tl.log(teacher_sum)
-    if FORM.GRADIENT:
+    if wants_gradient:
         p_block = p_rows + o_rows.to(tl.int64) * stride_rows
         tl.store(p_block, student_max, mask=o_rows < count)
         tl.store(p_block + 1, student_log, mask=o_rows < count)

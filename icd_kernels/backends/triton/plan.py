@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton.operators import interprets
-from icd_kernels.backends.triton.structs import GROUPS, Form, Logits, LogitsConstants, Network, NetworkConstants
+from icd_kernels.backends.triton.structs import GROUPS, PITCH, Form, Logits, Network, NetworkConstants
 from icd_kernels.geometry import base_scales, cell_count, is_folded
 
 LANGUAGE_DTYPES = {
@@ -63,16 +63,36 @@ def gram_precision(products: str) -> str:
 
 
 class Layout(NamedTuple):
-    """What a launch is planned from, of a tensor."""
+    """Tensor metadata that a plan depends on."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
 
 
+Layouts = tuple[Any, ...]
+"""Of several tensors, each a `Layout` or a plain tuple of its fields, which takes a third of the time to make and to
+look up; None for a tensor that is left out."""
+
+
 def layout(tensor: Tensor | None) -> Layout | None:
     """The tensor's layout; only its place in memory is left out."""
     return None if tensor is None else Layout(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def layouts(tensors: Sequence[Tensor | None]) -> Layouts:
+    """The layouts of several tensors."""
+    return tuple([None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+
+
+def class_sum_of(gram: str, weight: Tensor) -> str:
+    """How class form is summed; other forms do not ask the environment."""
+    return configs.class_sum(weight.shape[0]) if gram == "class" else "exact"
+
+
+def pitch_of(classes: int) -> int:
+    """From one row of K numbers of workspace to the next."""
+    return ceil_div(classes, PITCH) * PITCH
 
 
 class NetworkPlan(NamedTuple):
@@ -81,81 +101,83 @@ class NetworkPlan(NamedTuple):
     constants: NetworkConstants
     numbers: tuple[int, ...]
     """Those of `Network`, in its order."""
-    logits_numbers: tuple[int, ...]
-    """Those of `Logits`, as the Gram stage reads the projected ones."""
+    cells_pitch: int
+    """From one image's projected logits to the next."""
     finest: int
-    pool_tasks: int
-    project_tasks: int
+    division: tuple[int, int]
+    """Images of a group, and parts of the channels (projection.divided)."""
+    tasks: int
+    """Of pooling and projection."""
     pooled_size: int
     logits_size: int
 
-    def arguments(self, features: Tensor, weight: Tensor, bias: Tensor | None, pooled: Tensor, logits: Tensor) -> Any:
-        """The kernel's view of the network."""
-        return Network(features, weight, bias, pooled, logits, *self.numbers)
+    def arguments(self, *tensors: Any) -> Network:
+        """The kernel's view of the network: features, weight, bias, pooled features and logits."""
+        return Network(*tensors, *self.numbers)
 
     def logits(self, logits: Tensor, arrivals: Tensor) -> Logits:
         """Its projected logits, as the Gram stage reads them."""
-        return Logits(logits, arrivals, *self.logits_numbers)
-
-    @property
-    def logits_constants(self) -> LogitsConstants:
-        """How every cell's logits follow from the projected ones."""
-        return LogitsConstants(self.constants.SPLITS, self.finest, self.constants.GROUP_IMAGES)
+        pitch = self.cells_pitch // self.constants.CELLS
+        return Logits(logits, arrivals, pitch, self.cells_pitch, pitch, 1)
 
 
 def plan_network(
-    features: Layout,
-    weight: Layout,
-    bias: Layout | None,
+    network: Layouts,
     dtype: torch.dtype,
     products: str,
     scales: tuple[int, ...],
     pyramid: str,
+    pitch: int = 0,
 ) -> NetworkPlan:
-    """How one network is pooled and projected; `products`: see :func:`precision`."""
+    """How one network, given by its features, weight and bias, is pooled and projected.
+
+    `products`: see :func:`precision`. `pitch`: of its logits, if not that of workspace.
+    """
+    features, weight = Layout(*network[0]), Layout(*network[1])
+    bias = None if network[2] is None else Layout(*network[2])
     constants, finest = _network_constants(features, weight, dtype, products, scales, pyramid)
     batch, channels = features.shape[:2]
-    classes, cells, splits = weight.shape[0], constants.CELLS, constants.SPLITS
-    group_products = constants.GROUP_TILES * ceil_div(classes, constants.CLASS_BLOCK) * splits
+    classes, cells = weight.shape[0], constants.CELLS
+    group_images = group_rows(batch, cells, constants.ROW_BLOCK)
+    group_tiles = ceil_div(group_images * cells, constants.ROW_BLOCK) * ceil_div(classes, constants.CLASS_BLOCK)
+    groups = ceil_div(batch, group_images)
+    splits = configs.splits(groups * group_tiles, channels, constants.DEPTH_BLOCK)
     pool_tasks = batch * ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
-    project_tasks = ceil_div(batch, constants.GROUP_IMAGES) * group_products
+    pitch = pitch or pitch_of(classes)
     bias_stride = 0 if bias is None else bias.stride[0]
     return NetworkPlan(
         constants=constants,
-        numbers=(channels, *features.stride, *weight.stride, bias_stride, pool_tasks, project_tasks),
-        logits_numbers=(batch * cells * classes, cells * classes, classes, 1, group_products),
+        numbers=(channels, classes, pitch, *features.stride, *weight.stride, bias_stride),
+        cells_pitch=cells * pitch,
         finest=finest,
-        pool_tasks=pool_tasks,
-        project_tasks=project_tasks,
+        division=(group_images, splits),
+        tasks=pool_tasks + groups * group_tiles * splits,
         pooled_size=batch * cells * channels,
-        logits_size=splits * batch * cells * classes,
+        logits_size=splits * batch * cells * pitch,
     )
 
 
-def group_rows(batch: int, cells: int, row_block: int) -> tuple[int, int]:
-    """Images whose cells are rows of one matrix product, and the row tiles of such a group.
+def group_rows(batch: int, cells: int, row_block: int) -> int:
+    """Images whose cells are rows of one matrix product.
 
-    The fewest images that fill their tiles as well as any: 3 of 21 cells take two tiles of 32 rows, where each in a
-    tile of its own would leave a third of it empty.
+    The fewest images that fill their tiles as well as any: 3 of 21 cells take one tile of 64 rows, where each in a
+    tile of its own would leave two thirds of it empty.
     """
     most = max(1, min(batch, max(row_block // cells, configs.GROUP_IMAGES)))
     tiles = [ceil_div(images * cells, row_block) / images for images in range(1, most + 1)]
     fullest = next(images for images, share in enumerate(tiles, 1) if share <= 1.02 * min(tiles))
-    group_images = max(fullest, ceil_div(batch, GROUPS))
-    return group_images, ceil_div(group_images * cells, row_block)
+    return max(fullest, ceil_div(batch, GROUPS))
 
 
 def _network_constants(
     features: Layout, weight: Layout, dtype: torch.dtype, products: str, scales: tuple[int, ...], pyramid: str
 ) -> tuple[NetworkConstants, int]:
     """What the kernel is compiled for, and the side of the only grid that is projected, 0 where all cells are."""
-    batch, channels, height, width = features.shape
+    _, channels, height, width = features.shape
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
     pool = pool_dtype(features.dtype, dtype)
     row_block, class_block, depth_block = configs.product_blocks(dtype, products)
-    group_images, group_tiles = group_rows(batch, cells, row_block)
-    tiles = ceil_div(batch, group_images) * group_tiles * ceil_div(weight.shape[0], class_block)
     head_bytes, tile_bytes = weight.shape[0] * channels * weight.dtype.itemsize, row_block * channels * dtype.itemsize
     constants = NetworkConstants(
         ACC=LANGUAGE_DTYPES[dtype],
@@ -168,10 +190,7 @@ def _network_constants(
         ALIGN=math.gcd(features.stride[1], 16),
         FLAT=height == 1 or features.stride[2] == width * features.stride[3],
         ROWS_APART=False,
-        GROUP_IMAGES=group_images,
-        GROUP_TILES=group_tiles,
         BAND=configs.row_band(head_bytes, tile_bytes),
-        SPLITS=configs.splits(tiles, channels, depth_block),
         PRECISION=products,
         PARTS=parts(pool),
         CELL_BLOCK=configs.cell_block(cells),
@@ -188,13 +207,13 @@ class GramPlan(NamedTuple):
     """The Gram stage of a launch."""
 
     form: Form
+    gradient: bool
+    """Whether dl/dz is wanted."""
     tasks: int
     units: int
     rows_size: int
     nodes_size: int
     """float64 numbers of workspace."""
-    group_images: int
-    group_cells: int
 
 
 def plan_gram(
@@ -209,8 +228,8 @@ def plan_gram(
     gradient: bool,
     finest: int,
     products: str,
-    student: LogitsConstants,
-    teacher: LogitsConstants,
+    student_finest: int,
+    teacher_finest: int,
     class_sum: str = "exact",
     double_cost: int = 8,
 ) -> GramPlan:
@@ -218,7 +237,6 @@ def plan_gram(
     cells = cell_count(scales)
     units = len(scales) if gram == "spatial" else cells
     matrices = [1 if gram == "spatial" else scale * scale for scale in scales]
-    blocks = ceil_div(batch, configs.PAIR_BLOCK)
     class_sum = class_sum if gram == "class" else "exact"
     class_rows, class_columns = configs.class_blocks(classes, dtype)
     form = Form(
@@ -230,11 +248,11 @@ def plan_gram(
         GRAM=gram,
         NORMALIZE=normalize,
         REDUCTION=reduction,
-        GRADIENT=gradient,
         FINEST=finest,
         PRECISION=products,
-        STUDENT=student,
-        TEACHER=teacher,
+        MEANS=exact_products(dtype),
+        STUDENT_FINEST=student_finest,
+        TEACHER_FINEST=teacher_finest,
         UNITS=units,
         UNIT_BLOCK=configs.power_of_two(units, 1, 1 << 30),
         VECTOR_BLOCK=configs.vector_block(classes),
@@ -244,27 +262,19 @@ def plan_gram(
         DOUBLE_COST=double_cost,
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
+        FAST_EXP2=dtype == torch.float32 and torch.version.hip is None and not interprets(),
         PAIR_BLOCK=configs.PAIR_BLOCK,
         RESIDENT=configs.resident(classes, scales, dtype) if gram == "spatial" else 0,
         PAIR_DEPTH=configs.PAIR_DEPTH,
         PAIR_VECTOR=configs.pair_vector(classes),
     )
+    tasks = batch * units
     if gram == "sample":
-        tasks = batch * cells + cells * blocks * (2 if gradient else 1)
-        group_images = configs.PAIR_BLOCK * ceil_div(blocks, GROUPS)
-    else:
-        tasks = batch * units
-        group_images = ceil_div(batch, GROUPS)
-    rows_size = batch * cells * (2 * classes if gram == "class" else 4) if gradient else 0
-    nodes_size = batch * cells * form.NODE_SIZE
-    return GramPlan(form, tasks, units, rows_size, nodes_size, group_images, ceil_div(cells, GROUPS))
+        tasks += cells * ceil_div(batch, configs.PAIR_BLOCK) * (2 if gradient else 1)
+    rows_size = batch * cells * (2 * pitch_of(classes) if gram == "class" else 4) if gradient else 0
+    return GramPlan(form, gradient, tasks, units, rows_size, batch * cells * form.NODE_SIZE)
 
 
 def spaces(*sizes: int) -> tuple[int, ...]:
     """Sizes of the pieces of one allocation of workspace, each a multiple of 16 elements."""
     return tuple(ceil_div(size, 16) * 16 for size in sizes)
-
-
-def workspace(like: Tensor, dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """One allocation in pieces of those sizes (:func:`spaces`)."""
-    return like.new_empty(sum(sizes), dtype=dtype).split_with_sizes(sizes)

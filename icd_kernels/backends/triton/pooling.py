@@ -12,7 +12,13 @@ from icd_kernels.backends.triton.tasks import arrive
 
 
 @triton.jit
-def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
+def pool_tasks(network, CONSTANTS: tl.constexpr):
+    """Tasks of one image."""
+    return tl.cdiv(network.channels, CONSTANTS.CHANNEL_BLOCK) * tl.cdiv(CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK)
+
+
+@triton.jit
+def pool_task(task, network, p_arrivals, group_images, CONSTANTS: tl.constexpr):
     """Pools one block of channels of one image over one block of its cells."""
     channel_blocks = tl.cdiv(network.channels, CONSTANTS.CHANNEL_BLOCK)
     cell_blocks = tl.cdiv(CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK)
@@ -34,7 +40,7 @@ def pool_task(task, network, p_arrivals, CONSTANTS: tl.constexpr):
     o_out = (image.to(tl.int64) * CONSTANTS.CELLS + o_cells)[:, None] * network.channels + o_channels[None, :]
     m_out = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
     tl.store(network.p_pooled + o_out, total / size, mask=m_out)
-    arrive(p_arrivals + image // CONSTANTS.GROUP_IMAGES)
+    arrive(p_arrivals + image // group_images)
 
 
 @triton.jit

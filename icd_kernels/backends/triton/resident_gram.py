@@ -1,144 +1,122 @@
-"""Spatial Gram matrices small enough to stay in registers: at most PAIR_BLOCK cells of at most RESIDENT classes.
+"""Spatial Gram matrices of one tile: at most PAIR_BLOCK cells of at most RESIDENT classes.
 
 The stage waits for memory more than it computes, so both networks' logits of a scale are read once and kept as one tile
-[PAIR_BLOCK, RESIDENT]. A row that all rows are multiplied with is read back, one after another: products of so few
-rows are cheaper than the shuffling that tensor cores would need.
+[PAIR_BLOCK, RESIDENT]; every product of it is one `tl.dot`. Rows beyond the scale's cells and columns beyond the
+classes are zero, or masked out of the Gram matrix.
 """
 
 import triton
 import triton.language as tl
 
-from icd_kernels.backends.triton.cells import window_start, window_stop
+from icd_kernels.backends.triton.cells import covers, window_start, window_stop
 from icd_kernels.backends.triton.divergence import kl_terms
-from icd_kernels.backends.triton.logits import NORM_FLOOR, sum_splits
+from icd_kernels.backends.triton.exponential import LN2, LOG2E, exp2
+from icd_kernels.backends.triton.logits import NORM_FLOOR, divisor_of, sum_splits
 
 
 @triton.jit
-def resident_gram(student, teacher, work, image, first, scale, classes, temperature, factor, FORM: tl.constexpr):
+def resident_gram(
+    student, teacher, student_division, teacher_division, work, image, first, scale, batch, temperature, factor,
+    wants_gradient, FORM: tl.constexpr,
+):  # fmt: skip
     """Loss of one image's Gram matrix of one scale; writes its gradient, times `factor`."""
-    count = scale * scale
-    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
-    o_classes = tl.arange(0, FORM.RESIDENT)
-    m_tile = (o_cells < count)[:, None] & (o_classes < classes)[None, :]
-    start = (image.to(tl.int64) * FORM.CELLS + first) * classes
-    o_tile = o_cells[:, None] * classes + o_classes[None, :]
-
     # One network after the other: registers hold one tile and its temporaries, not two.
-    b_teacher = _load_logits(teacher, image, first, scale, o_cells, o_classes, classes, FORM.TEACHER, FORM)
-    b_teacher, _ = _normalized(b_teacher, m_tile, classes, FORM)
-    p_teacher = work.p_teacher + start
-    tl.store(p_teacher + o_tile, b_teacher, mask=m_tile)
-    tl.debug_barrier()
-    teacher_gram = _gram(b_teacher, p_teacher, count, classes, temperature, FORM)
-    p_student = work.p_student + start
-    b_student = _load_logits(student, image, first, scale, o_cells, o_classes, classes, FORM.STUDENT, FORM)
-    b_student, divisor = _normalized(b_student, m_tile, classes, FORM)
-    tl.store(p_student + o_tile, b_student, mask=m_tile)
-    tl.debug_barrier()
-    student_gram = _gram(b_student, p_student, count, classes, temperature, FORM)
-
-    m_gram = (o_cells < count)[:, None] & (o_cells < count)[None, :]
-    log_q, q = _softmax(student_gram, m_gram)
-    log_p, p = _softmax(teacher_gram, m_gram)
+    b_teacher = _load_logits(teacher, teacher_division, image, first, scale, batch, FORM.TEACHER_FINEST, FORM)
+    b_teacher, _ = _normalized(b_teacher, scale, work.classes, FORM)
+    teacher_gram = _gram(b_teacher, temperature, FORM)
+    b_student = _load_logits(student, student_division, image, first, scale, batch, FORM.STUDENT_FINEST, FORM)
+    b_student, divisor = _normalized(b_student, scale, work.classes, FORM)
+    log_q, q = _softmax(_gram(b_student, temperature, FORM), scale, FORM)
+    log_p, p = _softmax(teacher_gram, scale, FORM)
+    m_gram = _is_cell(scale, FORM)[:, None] & _is_cell(scale, FORM)[None, :]
     loss = tl.sum(tl.where(m_gram, kl_terms(log_p, log_q, p, q), 0.0))
-    if FORM.GRADIENT:
+    if wants_gradient:
         difference = tl.where(m_gram, q - p, 0.0)
         mixed = (difference + tl.trans(difference)) * (factor / temperature)
-        gradient = _times_rows(mixed, p_student, count, classes, FORM)
-        gradient = _unnormalized(gradient, b_student, divisor, classes, FORM)
-        # Not o_tile and m_tile, which would hold registers until here.
-        p_gradient = work.p_gradient + start + o_cells.to(tl.int64)[:, None] * classes
-        m_gradient = (o_cells < count)[:, None] & (o_classes < classes)[None, :]
-        tl.store(p_gradient + o_classes[None, :], gradient, mask=m_gradient)
+        gradient = tl.dot(mixed, b_student, input_precision=FORM.PRECISION, out_dtype=FORM.ACC)
+        gradient = _unnormalized(gradient, b_student, divisor, work.classes, FORM)
+        o_cells = tl.arange(0, FORM.PAIR_BLOCK)
+        o_classes = tl.arange(0, FORM.RESIDENT)[None, :]
+        p_gradient = work.p_gradient + (image.to(tl.int64) * FORM.CELLS + first) * work.pitch
+        p_gradient += o_cells[:, None] * work.pitch + o_classes
+        tl.store(p_gradient, gradient, mask=_is_cell(scale, FORM)[:, None] & (o_classes < work.pitch))
     return loss
 
 
 @triton.jit
-def _load_logits(logits, image, first, scale, o_cells, o_classes, classes, CONSTANTS: tl.constexpr, FORM: tl.constexpr):
+def _is_cell(scale, FORM: tl.constexpr):
+    """Which rows of the tile are cells of the scale."""
+    return tl.arange(0, FORM.PAIR_BLOCK) < scale * scale
+
+
+@triton.jit
+def _load_logits(logits, division, image, first, scale, batch, FINEST: tl.constexpr, FORM: tl.constexpr):
     """Logits [CELLS, CLASSES] of one scale, 0 beyond its cells; means over the finest grid where it alone is stored."""
-    m_classes = (o_classes < classes)[None, :]
+    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
+    o_classes = tl.arange(0, FORM.RESIDENT)
     p_image = logits.p_logits + image.to(tl.int64) * logits.stride_image
     p_image += o_classes.to(tl.int64)[None, :] * logits.stride_class
     stored = scale * scale
     begin = first
-    if CONSTANTS.FINEST > 0:
-        stored = scale * 0 + CONSTANTS.FINEST * CONSTANTS.FINEST
+    if FINEST > 0:
+        stored = scale * 0 + FINEST * FINEST
         begin = first * 0
-    m_tile = (o_cells < stored)[:, None] & m_classes
+    m_tile = (o_cells < stored)[:, None] & (o_classes < logits.depth)[None, :]
     p_cells = p_image + (begin + o_cells).to(tl.int64)[:, None] * logits.stride_cell
-    tile = sum_splits(p_cells, m_tile, logits.stride_split, CONSTANTS, FORM)
-    if CONSTANTS.FINEST > 0:
-        if scale < CONSTANTS.FINEST:
-            tile = _means(tile, scale, o_cells, CONSTANTS, FORM)
+    tile = sum_splits(p_cells, m_tile, logits, division, batch, FORM)
+    if FINEST > 0:
+        if scale < FINEST:
+            tile = tl.dot(_shares(scale, FINEST, FORM), tile, input_precision=FORM.MEANS, out_dtype=FORM.ACC)
     return tile
 
 
 @triton.jit
-def _means(finest, scale, o_cells, CONSTANTS: tl.constexpr, FORM: tl.constexpr):
-    """Rows that are the means of the finest cells they cover."""
-    row = o_cells // CONSTANTS.FINEST
-    column = o_cells % CONSTANTS.FINEST
-    tile = tl.zeros((FORM.PAIR_BLOCK, FORM.RESIDENT), FORM.ACC)
-    for cell in range(scale * scale):
-        top = window_start(cell // scale, scale, CONSTANTS.FINEST)
-        bottom = window_stop(cell // scale, scale, CONSTANTS.FINEST)
-        left = window_start(cell % scale, scale, CONSTANTS.FINEST)
-        right = window_stop(cell % scale, scale, CONSTANTS.FINEST)
-        m_covered = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        mean = tl.sum(tl.where(m_covered[:, None], finest, 0.0), axis=0) / ((bottom - top) * (right - left))
-        tile = tl.where((o_cells == cell)[:, None], mean[None, :], tile)
-    return tile
+def _shares(scale, FINEST: tl.constexpr, FORM: tl.constexpr):
+    """What each finest cell (column) counts in the mean of each cell of a scale (row), [CELLS, CELLS]."""
+    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
+    top = window_start(o_cells // scale, scale, FINEST)
+    bottom = window_stop(o_cells // scale, scale, FINEST)
+    left = window_start(o_cells % scale, scale, FINEST)
+    right = window_stop(o_cells % scale, scale, FINEST)
+    row = (o_cells // FINEST)[None, :]
+    column = (o_cells % FINEST)[None, :]
+    b_covers = covers(top[:, None], bottom[:, None], left[:, None], right[:, None], row, column)
+    share = 1 / ((bottom - top) * (right - left)).to(FORM.ACC)
+    return tl.where(b_covers & _is_cell(scale, FORM)[:, None], share[:, None], 0.0)
 
 
 @triton.jit
-def _normalized(tile, m_tile, classes, FORM: tl.constexpr):
+def _normalized(tile, scale, classes, FORM: tl.constexpr):
     """Normalised rows, 0 where there is nothing, and what each row was divided by."""
     divisor = tl.full((FORM.PAIR_BLOCK,), 1.0, FORM.ACC)
-    if FORM.NORMALIZE == "zscore":
-        tile = tl.where(m_tile, tile - (tl.sum(tile, axis=1) / classes)[:, None], 0.0)
-        divisor = tl.sqrt(tl.sum(tile * tile, axis=1) / classes)
-    elif FORM.NORMALIZE == "l2":
-        divisor = tl.sqrt(tl.sum(tile * tile, axis=1))
-    divisor = tl.where(divisor < NORM_FLOOR, NORM_FLOOR, divisor)
     if FORM.NORMALIZE != "none":
+        if FORM.NORMALIZE == "zscore":
+            m_tile = _is_cell(scale, FORM)[:, None] & (tl.arange(0, FORM.RESIDENT) < classes)[None, :]
+            tile = tl.where(m_tile, tile - (tl.sum(tile, axis=1) / classes)[:, None], 0.0)
+        largest = tl.max(tl.abs(tile), axis=1)
+        largest = tl.where(largest > 0, largest, 1.0)  # squares of the logits themselves could overflow
+        part = tile / largest[:, None]
+        divisor = divisor_of(tl.sum(part * part, axis=1), largest, classes, FORM)
         tile = tile / divisor[:, None]
     return tile, divisor
 
 
 @triton.jit
-def _gram(tile, p_rows, count, classes, temperature, FORM: tl.constexpr):
-    """Inner products over τ of the tile's rows with the `count` rows at `p_rows`, [CELLS, CELLS]."""
-    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
-    o_classes = tl.arange(0, FORM.RESIDENT)
-    gram = tl.zeros((FORM.PAIR_BLOCK, FORM.PAIR_BLOCK), FORM.ACC)
-    for cell in tl.range(0, count, loop_unroll_factor=2):
-        row = tl.load(p_rows + cell * classes + o_classes, mask=o_classes < classes, other=0.0)
-        column = tl.sum(tile * row[None, :], axis=1)
-        gram = tl.where((o_cells == cell)[None, :], column[:, None], gram)
+def _gram(tile, temperature, FORM: tl.constexpr):
+    """Inner products over τ of the tile's rows, [CELLS, CELLS]."""
+    gram = tl.dot(tile, tl.trans(tile), input_precision=FORM.PRECISION, out_dtype=FORM.ACC)
     return gram / temperature
 
 
 @triton.jit
-def _times_rows(mixed, p_rows, count, classes, FORM: tl.constexpr):
-    """mixed [CELLS, CELLS] times the rows at `p_rows`, [CELLS, CLASSES]."""
-    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
-    o_classes = tl.arange(0, FORM.RESIDENT)
-    product = tl.zeros((FORM.PAIR_BLOCK, FORM.RESIDENT), FORM.ACC)
-    for cell in tl.range(0, count, loop_unroll_factor=2):
-        row = tl.load(p_rows + cell * classes + o_classes, mask=o_classes < classes, other=0.0)
-        column = tl.sum(tl.where((o_cells == cell)[None, :], mixed, 0.0), axis=1)
-        product += column[:, None] * row[None, :]
-    return product
-
-
-@triton.jit
-def _softmax(gram, m_gram):
+def _softmax(gram, scale, FORM: tl.constexpr):
     """Log-probabilities and probabilities of rows; 0 outside the matrix."""
+    m_gram = _is_cell(scale, FORM)[:, None] & _is_cell(scale, FORM)[None, :]
     highest = tl.max(tl.where(m_gram, gram, -float("inf")), axis=1)
-    shifted = tl.where(m_gram, gram - highest[:, None], 0.0)
-    total = tl.sum(tl.where(m_gram, tl.exp(shifted), 0.0), axis=1)
-    log_probability = shifted - tl.log(tl.where(total > 0, total, total + 1.0))[:, None]
-    return log_probability, tl.exp(log_probability)
+    shifted = tl.where(m_gram, (gram - highest[:, None]) * LOG2E, 0.0)
+    total = tl.sum(tl.where(m_gram, exp2(shifted, FORM.FAST_EXP2), 0.0), axis=1)
+    log_probability = shifted - tl.log2(tl.where(total > 0, total, total + 1.0))[:, None]
+    return log_probability * LN2, exp2(log_probability, FORM.FAST_EXP2)
 
 
 @triton.jit
@@ -149,6 +127,7 @@ def _unnormalized(gradient, tile, divisor, classes, FORM: tl.constexpr):
         if FORM.NORMALIZE == "zscore":
             along = along / classes
             gradient = gradient - (tl.sum(gradient, axis=1) / classes)[:, None]
+            gradient = tl.where((tl.arange(0, FORM.RESIDENT) < classes)[None, :], gradient, 0.0)
         along = tl.where(divisor == NORM_FLOOR, 0.0, along)
         gradient = (gradient - tile * along[:, None]) / divisor[:, None]
     return gradient

@@ -3,19 +3,19 @@
 import triton
 import triton.language as tl
 
+from icd_kernels.backends.triton.cell_gradient import cell_tasks
 from icd_kernels.backends.triton.cells import add_covered, cell_windows, channel_offsets, covers, pixel_offsets, store
 from icd_kernels.backends.triton.tasks import wait_for
 
 
 @triton.jit
-def scatter_task(task, job, counters, CONSTANTS: tl.constexpr):
+def scatter_task(task, job, counters, group_images, CONSTANTS: tl.constexpr):
     """A block of channels of one image's gradient by its map: every pixel collects from the cells that cover it."""
     channel_blocks = tl.cdiv(job.channels, CONSTANTS.CHANNEL_BLOCK)
     image = task // channel_blocks
     o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
     m_channels = (o_channels < job.channels)[None, :]
-    group_tasks = CONSTANTS.GROUP_TILES * tl.cdiv(job.channels, CONSTANTS.CLASS_BLOCK)
-    wait_for(counters.p_student_pooled + image // CONSTANTS.GROUP_IMAGES, group_tasks)
+    wait_for(counters.p_student_pooled + image // group_images, cell_tasks(job, group_images, CONSTANTS))
 
     p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
     p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image

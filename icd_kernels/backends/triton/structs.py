@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 GROUPS = 256
 """Counters of one kind: images (or cells) are grouped so that no kind of arrival ever needs more."""
 
+PITCH = 16
+"""Rows of workspace start at multiples of this many numbers, so that they are moved 16 bytes at a time for every K."""
+
 
 class Counters(NamedTuple):
     """Views of one counter slot (:mod:`.counters`), int32: `p_all` is the whole slot, the others lie within it."""
@@ -35,8 +38,11 @@ class Network(NamedTuple):
     p_pooled: Any
     """(B, cells, C)"""
     p_logits: Any
-    """(SPLITS, B, cells, K)"""
+    """(splits, B, cells, pitch)"""
     channels: Any
+    classes: Any
+    pitch: Any
+    """From one row of logits to the next: K, in workspace rounded up to :data:`PITCH`, the rest zero."""
     stride_image: Any
     stride_channel: Any
     stride_row: Any
@@ -45,8 +51,6 @@ class Network(NamedTuple):
     stride_depth: Any
     """Strides of the weight: class, then channel."""
     stride_bias: Any
-    pool_tasks: Any
-    project_tasks: Any
 
 
 class NetworkConstants(NamedTuple):
@@ -70,14 +74,8 @@ class NetworkConstants(NamedTuple):
     """Whether pixel p lies at p * stride_column: true of NCHW, channels-last and token grids."""
     ROWS_APART: Any
     """Backward: whether the cells of one image's dl/dz do not follow those of the image before at one stride."""
-    GROUP_IMAGES: Any
-    """Images that are projected together: their base cells are the rows of a matrix product."""
-    GROUP_TILES: Any
-    """Row tiles of such a group."""
     BAND: Any
     """Row tiles for which a block of classes is read together (projection.tile_place)."""
-    SPLITS: Any
-    """Parts into which the depth of a product is split: channels of a projection, images of a weight's gradient."""
     PRECISION: Any
     """input_precision of the products."""
     PARTS: Any
@@ -96,28 +94,18 @@ class Logits(NamedTuple):
     p_logits: Any
     p_arrivals: Any
     """Counters of the projection to wait for, one per group of images; None where the logits are already there."""
-    stride_split: Any
+    depth: Any
+    """Numbers of a row that can be read: K, or its pitch where the rest is zero."""
     stride_image: Any
     stride_cell: Any
     stride_class: Any
-    arrivals: Any
-
-
-class LogitsConstants(NamedTuple):
-    """How the logits of every cell follow from those that are stored."""
-
-    SPLITS: Any
-    FINEST: Any
-    """Side of the only grid that is stored, coarser cells being means over it; 0 where every cell is stored."""
-    GROUP_IMAGES: Any
-    """Images of one counter of `p_arrivals`."""
 
 
 class Work(NamedTuple):
-    """Workspace and outputs of the Gram stage. Those of the gradient are None where none is wanted."""
+    """Workspace and outputs of the Gram stage. Those of the gradient are not touched where none is wanted."""
 
     p_student: Any
-    """(B, N, K) normalised logits; the teacher's below."""
+    """(B, N, pitch) normalised logits, zero beyond K; the teacher's below."""
     p_teacher: Any
     p_student_raw: Any
     """(B, N, K) logits before normalisation, where they are an output; None otherwise."""
@@ -133,16 +121,14 @@ class Work(NamedTuple):
     p_image_loss: Any
     p_loss: Any
     p_gradient: Any
-    """(B, N, K): dl/dz."""
+    """(B, N, pitch): dl/dz, zero beyond K."""
     p_saved: Any
-    """(B, base cells, K): the same folded onto the base cells; unused where all cells are base cells."""
+    """(B, base cells, pitch): the same folded onto the base cells; unused where all cells are base cells."""
     p_upstream: Any
     """(B,): the images' upstream gradients, where dl/dz must mix them (sample, reduction "none"); None otherwise."""
     stride_upstream: Any
-    group_images: Any
-    """Images that one program sums up and folds."""
-    group_cells: Any
-    """Cells that share an arrival counter (sample)."""
+    classes: Any
+    pitch: Any
 
 
 class Form(NamedTuple):
@@ -157,14 +143,15 @@ class Form(NamedTuple):
     GRAM: Any
     NORMALIZE: Any
     REDUCTION: Any
-    GRADIENT: Any
-    """Whether dl/dz is wanted."""
     FINEST: Any
     """Side of the grid dl/dz is folded onto; 0 where it is not folded."""
     PRECISION: Any
-    STUDENT: Any
-    TEACHER: Any
-    """LogitsConstants of both."""
+    """input_precision of Gram matrices."""
+    MEANS: Any
+    """input_precision of means over the finest grid."""
+    STUDENT_FINEST: Any
+    TEACHER_FINEST: Any
+    """Side of the only grid whose logits are stored, coarser cells being means over it; 0 where every cell's are."""
     UNITS: Any
     """Losses per image in `p_unit_loss`."""
     UNIT_BLOCK: Any
@@ -179,7 +166,11 @@ class Form(NamedTuple):
     DOUBLE_COST: Any
     """What a float64 exponential costs, in float32 ones."""
     CLASS_ROWS: Any
+    """Rows of a class Gram at a time, a few for each thread."""
     CLASS_COLUMNS: Any
+    """Columns of a tile of exponentials, in sums at nodes."""
+    FAST_EXP2: Any
+    """Whether powers of two are one instruction, by PTX: float32 on NVIDIA's GPUs."""
     PAIR_BLOCK: Any
     RESIDENT: Any
     """Classes of a Gram between vectors that stays in registers; 0 where it does not (resident_gram)."""
@@ -202,7 +193,7 @@ class Backward(NamedTuple):
     """(B, cells, C) workspace: the gradient by the pooled features over the cell's size."""
     p_features: Any
     p_partial: Any
-    """Workspace (SPLITS, K, C) if the weight's is wanted, then (SPLITS, K): gradients of parts of the images."""
+    """Workspace (splits, K, C) if the weight's is wanted, then (splits, K): gradients of parts of the images."""
     p_weight_gradient: Any
     p_bias_gradient: Any
     stride_image: Any
@@ -216,8 +207,7 @@ class Backward(NamedTuple):
     feature_stride_channel: Any
     feature_stride_row: Any
     feature_stride_column: Any
-    batch: Any
     classes: Any
     channels: Any
-    cell_tasks: Any
-    weight_tasks: Any
+    depth: Any
+    """Numbers of a row of dl/dz that can be read: K, or its pitch where the rest is zero."""

@@ -6,8 +6,10 @@ scheduler does, and a wait can never deadlock; no cooperative launch is needed. 
 fixed order, so results do not depend on who arrives when. The last program of the launch sets all counters back to
 zero, so that the launch can be repeated, from a CUDA graph too.
 
-Order between programs: a barrier gathers the program's own writes, an acquire-release addition publishes them; the
-reader looks until the count is there, adds zero to acquire it, and a barrier passes it on to all its threads.
+Order between programs: a barrier gathers the program's own writes, an acquire-release addition publishes them. The
+reader looks until the count is there, then adds zero with acquire order until that addition itself returns the count:
+an addition whose result nobody uses is dropped by the compiler, and its order with it. A barrier passes the order on to
+all threads. tests/ahead_of_time asserts on the binaries that every wait ends in such an addition.
 """
 
 import triton
@@ -32,7 +34,8 @@ def wait_for(p_counter, arrivals):
     """Returns once `arrivals` programs have arrived; what they wrote can then be read."""
     while tl.load(p_counter, volatile=True) < arrivals:
         pass
-    tl.atomic_add(p_counter, 0, sem="acquire", scope="gpu")
+    while tl.atomic_add(p_counter, 0, sem="acquire", scope="gpu") < arrivals:
+        pass
     tl.debug_barrier()
 
 
