@@ -5,13 +5,14 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu
+.PHONY: help setup demo test lint bench gpu gpu-cache gpu-tests
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 DEPENDENCIES := $(VENV)/dependencies.stamp
 INSTALLED := $(VENV)/installed.stamp
 RESULTS := benchmarks/results
+GPU_CACHE := $(CURDIR)/build/triton-cache
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:
@@ -20,7 +21,10 @@ help:
 	@echo "make test    run the tests (ARGS=... are passed on to pytest)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   time everything on this CPU, write the tables and plots (ARGS=... are passed on to the run)"
-	@echo "make gpu     with the installed torch and nvcc, offline: build, run the GPU tests and benchmarks"
+	@echo "make gpu     ten minutes on a GPU with the installed torch, offline: right results first, then times"
+	@echo "             (ARGS=... are passed on: ARGS='--seconds 300')"
+	@echo "make gpu-cache  compile every kernel of make gpu beforehand, without a GPU; PYTHON has the GPU machine's Triton"
+	@echo "make gpu-tests  with a GPU, without a limit of time: build the extension, run the GPU tests, every benchmark"
 
 setup: $(INSTALLED)
 
@@ -59,7 +63,15 @@ bench: $(INSTALLED)
 
 gpu:
 	@$(PYTHON) -c 'import importlib.util as u, sys; u.find_spec("torch") or sys.exit("make gpu: no torch in $(PYTHON)")'
-	@$(PYTHON) -c 'import torch, sys; torch.cuda.is_available() or sys.exit("make gpu: torch sees no GPU; nothing was run")'
+	@TRITON_CACHE_DIR="$(GPU_CACHE)" $(PYTHON) -m benchmarks.ten_minutes $(ARGS)
+
+gpu-cache:
+	@$(PYTHON) -c 'import importlib.util as u, sys; all(map(u.find_spec, ("torch", "triton"))) or sys.exit("make gpu-cache: torch and triton are needed in $(PYTHON)")'
+	@TRITON_CACHE_DIR="$(GPU_CACHE)" $(PYTHON) -m benchmarks.compile_ahead $(ARGS)
+
+gpu-tests:
+	@$(PYTHON) -c 'import importlib.util as u, sys; u.find_spec("torch") or sys.exit("make gpu: no torch in $(PYTHON)")'
+	@$(PYTHON) -c 'import torch, sys; torch.cuda.is_available() or sys.exit("make gpu-tests: torch sees no GPU; nothing was run")'
 	@echo "==> Building the extension against the installed torch"
 	@TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c 'import torch; print(";".join(sorted({"%d.%d" % torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})))')}" ICD_KERNELS_EXTENSION=1 $(PYTHON) setup.py build_ext --inplace
 	@mkdir -p $(RESULTS)

@@ -1,39 +1,51 @@
-"""A driver for Triton that compiles for an H100 and launches nothing: the host's part of a call, without a GPU.
+"""A driver for Triton that compiles and launches nothing: the host's part of a call, without a GPU.
 
 CPU tensors stand in for the GPU's. What the kernels would write stays as the allocator left it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from icd_kernels.backends.triton import LIBRARY, TRITON
 from icd_kernels.backends.triton.operators import implement
+from icd_kernels.options import Options
 
 Launched = Callable[[Any, tuple[Any, ...]], None]
 
 
-def install(launched: Launched = lambda compiled, args: None) -> None:
-    """For the rest of this process; `launched` is called with the source of every launched kernel and its arguments."""
-    driver.set_active(_Driver(launched))
+def install(launched: Launched = lambda compiled, args: None, *, capability: int = 90) -> None:
+    """For the rest of this process; `launched` is called with the source of every launched kernel and its arguments.
+
+    `capability`: of the NVIDIA GPU that is compiled for; 90 is an H100's.
+    """
+    driver.set_active(_Driver(launched, capability))
     assert LIBRARY is not None, TRITON.missing
     implement(LIBRARY, "CPU")
+
+
+def loss(tensors: Sequence[Tensor], options: Options) -> Tensor:
+    """`icd_loss` by the Triton backend on CPU tensors: student's features, weight, bias, then the teacher's."""
+    return replace(TRITON, device_types=None).icd_loss(*tensors, options)
 
 
 class _Driver:
     """What Triton's dispatch asks of a driver."""
 
-    def __init__(self, launched: Launched) -> None:
+    def __init__(self, launched: Launched, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
         self.utils = _Utilities()
         self.launcher_cls = lambda source, metadata: lambda *args: launched(source, args[_BEFORE_ARGUMENTS:])
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return self._target
 
     def get_current_device(self) -> int:
         return 0

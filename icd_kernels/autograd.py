@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import Parameter
 
 from icd_kernels.options import Options
 
@@ -45,7 +46,7 @@ def icd_loss(
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     wanted = Wanted.of(student_features, student_weight, student_bias)
     if any(wanted):
-        return ICDLossFunction.apply(operators, _anchor(student_features), *tensors, options, wanted)
+        return ICDLossFunction.apply(operators, *tensors, options, wanted)
     with torch.no_grad():  # the teacher may require a gradient; the loss does not
         return _namespace(operators).icd_loss(*tensors, *options, False, False)[0]
 
@@ -75,7 +76,6 @@ class ICDLossFunction(Function):
     def forward(
         ctx: Any,
         operators: str,
-        anchor: Tensor,
         student_features: Tensor,
         student_weight: Tensor,
         student_bias: Tensor | None,
@@ -85,18 +85,9 @@ class ICDLossFunction(Function):
         options: Options,
         wanted: Wanted,
     ) -> Tensor:
-        loss, saved, pooled = _namespace(operators).icd_loss(
-            student_features,
-            student_weight,
-            student_bias,
-            teacher_features,
-            teacher_weight,
-            teacher_bias,
-            *options,
-            True,
-            wanted.weight,
-        )
-        ctx.save_for_backward(saved, pooled, anchor, student_weight, student_bias)
+        networks = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
+        loss, saved, pooled = _namespace(operators, *networks).icd_loss(*networks, *options, True, wanted.weight)
+        ctx.save_for_backward(saved, pooled, loss, student_weight, student_bias)  # the loss: see _once
         ctx.operators, ctx.options, ctx.wanted = operators, options, wanted
         ctx.layout = _gradient_layout(student_features, student_weight, student_bias)
         return loss
@@ -105,10 +96,10 @@ class ICDLossFunction(Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         saved, pooled, *inputs = ctx.saved_tensors
         with torch.no_grad():
-            grads = _namespace(ctx.operators).icd_loss_backward(
+            grads = _namespace(ctx.operators, grad_loss, saved, pooled, inputs[1]).icd_loss_backward(
                 grad_loss, saved, pooled, inputs[1], *ctx.layout, *ctx.options, ctx.wanted
             )
-        return None, None, *_only_wanted(_once(grads, grad_loss, *inputs), ctx.wanted), None, None, None, None, None
+        return None, *_only_wanted(_once(grads, grad_loss, *inputs), ctx.wanted), None, None, None, None, None
 
 
 class RegionLogitsFunction(Function):
@@ -181,14 +172,15 @@ class _FirstDerivative(Function):
 
 
 def _anchor(tensor: Tensor) -> Tensor:
-    """An empty tensor that hangs in the graph where `tensor` does, without keeping its memory."""
+    """Zero-element tensor with `tensor`'s autograd history; keeps no data."""
     return tensor[:0].clone()
 
 
 def _once(grads: Sequence[Tensor], *sources: Tensor | None) -> tuple[Tensor, ...]:
     """`grads`, which raise where they are differentiated again (with create_graph=True) by any of `sources`.
 
-    The sources are what the gradients depend on, or its anchor: autograd walks only to what it is asked for.
+    The sources list every tensor that the gradients depend on, by itself, by the loss that came of it, or by its
+    anchor: autograd visits only paths to requested inputs.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return tuple(grads)
@@ -231,5 +223,20 @@ def _gram_options(options: Options) -> tuple[Any, ...]:
     )
 
 
-def _namespace(operators: str) -> Any:
+PLAIN: dict[str, Any] = {}
+"""Namespaces whose operators are Python functions, by name: called so, they are spared the way through PyTorch's
+dispatcher and back, about a fifth of the host's time of a step."""
+
+
+def _namespace(operators: str, *tensors: Tensor | None) -> Any:
+    """The operators, or the functions behind them where nothing could see the difference: plain tensors, and neither a
+    compiler nor a dispatch mode that looks on."""
+    plain = PLAIN.get(operators)
+    if plain is not None and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
+        kinds = {type(tensor) for tensor in tensors}
+        if kinds <= _PLAIN_KINDS:
+            return plain
     return getattr(torch.ops, operators)
+
+
+_PLAIN_KINDS = {Tensor, Parameter, type(None)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,20 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import check, compare, cpu, gpu, judge, memory, objective_steps, pages, results, show, tables
+from benchmarks import (
+    check,
+    compare,
+    cpu,
+    gpu,
+    judge,
+    memory,
+    objective_steps,
+    pages,
+    results,
+    show,
+    tables,
+    ten_minutes,
+)
 from benchmarks.cases import Case, from_facts, grid
 from benchmarks.clock import exponent, interleaved, median_noise, quantiles
 from benchmarks.rivals import AUTOTUNED, COMPILED, CPP, EAGER, RELEASED, RIVALS
@@ -313,10 +327,58 @@ class TestGpu:
         assert lines[2].endswith("out of memory: tried to allocate 20 GiB")
 
 
-def test_the_traffic_page_is_that_of_the_plans() -> None:
-    if TRITON.missing is not None:
-        pytest.skip(f"backend 'triton' is missing: {TRITON.missing}")
-    from benchmarks import traffic
+class TestTenMinutes:
+    """The order of a run on a GPU and its end, with parts that take no GPU."""
 
-    text = traffic.section().strip()
-    assert text in traffic.PAGE.read_text(encoding="utf-8"), "python -m benchmarks.traffic --write"
+    def run(self, parts: list[ten_minutes.Part], seconds: float = 100.0) -> list[dict[str, Any]]:
+        written: list[dict[str, Any]] = []
+        clock = iter(range(0, 10_000, 10))
+        ten_minutes.run(parts, seconds, written.append, lambda: float(next(clock)))
+        return written
+
+    def part(self, name: str, count: int) -> ten_minutes.Part:
+        return ten_minutes.Part(name, lambda: ({"number": number} for number in range(count)))
+
+    def test_results_are_written_as_they_come(self) -> None:
+        first, second, third = self.run([self.part("a", 2), self.part("b", 1)])
+        assert [first["part"], second["part"], third["part"]] == ["a", "a", "b"]
+        assert [first["number"], second["number"], third["number"]] == [0, 1, 0]
+
+    def test_it_stops_itself_and_names_what_it_did_not_reach(self) -> None:
+        written = self.run([self.part("a", 99), self.part("b", 1), self.part("c", 1)])
+        assert len(written) < 12
+        assert written[-3:] == [
+            {"part": "a", "cut_short": True},
+            {"part": "b", "not_reached": True},
+            {"part": "c", "not_reached": True},
+        ]
+
+    def test_a_part_that_fails_does_not_take_the_others_with_it(self) -> None:
+        def failing() -> Iterator[dict[str, Any]]:
+            yield {"number": 0}
+            raise RuntimeError("no kernel image")
+
+        first, second, third = self.run([ten_minutes.Part("a", failing), self.part("b", 1)])
+        assert first["number"] == 0
+        assert second == {"part": "a", "failed": "RuntimeError: no kernel image"}
+        assert third["part"] == "b"
+
+    def test_right_results_come_before_times(self) -> None:
+        names = [part.name for part in ten_minutes.PARTS]
+        assert names == ["correctness", "stress", "constants", "knobs", "table"]
+
+    def test_every_knob_is_a_constant_of_the_configurations(self) -> None:
+        if TRITON.missing is not None:
+            pytest.skip(f"backend 'triton' is missing: {TRITON.missing}")
+        from icd_kernels.backends.triton import configs
+
+        for name, values in ten_minutes.KNOBS:
+            assert getattr(configs, name) not in values
+
+    def test_without_a_gpu_nothing_runs(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr("sys.argv", ["ten_minutes"])
+        assert ten_minutes.main() == 1
+        assert "no GPU" in capsys.readouterr().err

@@ -93,15 +93,15 @@ class TestLaunch:
         counters = part("counters")
         device = torch.device("cpu")
         first = counters.counters_for(device)
-        assert all(counters.counters_for(device).p_all.data_ptr() == first.p_all.data_ptr() for _ in range(1000))
-        assert not first.p_all.any()
-        assert sum(view.numel() for view in first[1:]) <= counters.SLOT - 2
+        assert all(counters.counters_for(device).table.data_ptr() == first.table.data_ptr() for _ in range(1000))
+        assert not first.table.any()
+        assert sum(view.numel() for view in first.counters[1:]) <= counters.SLOT - 2
 
     def test_plans_do_not_grow_with_calls(self) -> None:
         plan, region_logits = part("plan"), part("region_logits")
         tensors = (torch.randn(2, 4, 3, 3), torch.randn(5, 4), None)
         plans = [
-            region_logits.plan_region_logits(*map(plan.layout, tensors), torch.float32, "ieee", (1, 2), "nested", False)
+            region_logits.plan_region_logits(plan.layouts(tensors), torch.float32, "ieee", (1, 2), "nested", False)
             for _ in range(100)
         ]
         assert all(each is plans[0] for each in plans)

@@ -19,7 +19,7 @@ if not interprets():
 
 from programs import bits, interpreted
 
-from icd_kernels.backends.triton import chebyshev, configs, divergence
+from icd_kernels.backends.triton import chebyshev, class_gram, configs
 
 TRITON = "triton"
 
@@ -99,7 +99,7 @@ def test_what_is_not_a_number_shows(monkeypatch: pytest.MonkeyPatch, side: int, 
 
 @pytest.mark.parametrize(
     ("header", "name", "constant"),
-    [("chebyshev.h", "kNodeStep", chebyshev.NODE_STEP), ("class_rows.h", "kCloseRows", divergence.CLOSE_ROWS)],
+    [("chebyshev.h", "kNodeStep", chebyshev.NODE_STEP), ("class_rows.h", "kCloseRows", class_gram.CLOSE_MEAN)],
 )
 def test_constants_are_those_of_the_compiled_backends(header: str, name: str, constant: Any) -> None:
     text = (Path(__file__).parents[2] / "csrc/common" / header).read_text()

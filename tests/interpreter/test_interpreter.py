@@ -16,7 +16,6 @@ from cases import (
     DTYPES,
     GRAMS,
     LAYOUTS,
-    PYRAMIDS,
     REDUCTIONS,
     STUDENT,
     WEIGHT_LAYOUTS,
@@ -30,7 +29,7 @@ from cases import (
 )
 from hypothesis import Phase, given, settings
 from judging import assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
-from torch.autograd import grad, gradcheck
+from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icd_kernels import ICDLoss, available_backends, gram_kl, region_logits
@@ -83,41 +82,6 @@ class TestDrawnCases:
     def test_gram_kl(self, case: Case) -> None:
         CASES_RUN["gram_kl by the interpreter"] += 1
         assert_no_worse_than_eager(gram_kl_problem(case), TRITON)
-
-
-class TestGradcheck:
-    @pytest.mark.parametrize("options", option_grid())
-    def test_icd_loss(self, options: dict[str, Any]) -> None:
-        case = Case(classes=3, student=Network(2, 2, 3), teacher=Network(2, 2, 2), options={**SMALL, **options})
-        tensors = case.tensors().requiring_grad(*STUDENT)
-
-        def loss(*student: torch.Tensor) -> torch.Tensor:
-            return loss_of(with_student(tensors, student), TRITON, **case.options)
-
-        assert gradcheck(loss, tensors.student, fast_mode=True)
-
-    @pytest.mark.parametrize("gram", GRAMS)
-    def test_every_element(self, gram: str) -> None:
-        case = Case(classes=3, student=Network(1, 2, 2), teacher=Network(2, 2, 2), options={**SMALL, "gram": gram})
-        tensors = case.tensors().requiring_grad(*STUDENT)
-        options = {**SMALL, "gram": gram, "normalize": "l2", "reduction": "none"}
-        assert gradcheck(lambda *student: loss_of(with_student(tensors, student), TRITON, **options), tensors.student)
-
-    @pytest.mark.parametrize("pyramid", PYRAMIDS)
-    def test_region_logits(self, pyramid: str) -> None:
-        student = Case(student=Network(2, 4, 3)).tensors().requiring_grad(*STUDENT).student
-        assert gradcheck(
-            lambda *s: region_logits(*s, scales=(1, 3, 2), pyramid=pyramid, backend=TRITON), student, fast_mode=True
-        )
-
-    @pytest.mark.parametrize("gram", GRAMS)
-    @pytest.mark.parametrize("reduction", REDUCTIONS)
-    def test_gram_kl(self, gram: str, reduction: str) -> None:
-        student, teacher = Case(options=SMALL).local_logits()
-        options: dict[str, Any] = {**SMALL, "gram": gram, "reduction": reduction}
-        assert gradcheck(
-            lambda s: gram_kl(s, teacher, backend=TRITON, **options), student.requires_grad_(), fast_mode=True
-        )
 
 
 class TestManyBlocks:

@@ -1,20 +1,24 @@
 """Block sizes by shape: every configuration the kernels are compiled in without being asked to tune.
 
-All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that on sm_90 no
-register is spilled, or in two of all configurations at most four (tests/ahead_of_time/table.py prints them, with
-registers and shared memory). Where each figure comes from: timings and traces on an H100
-(benchmarks/results/h100.json).
+All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that on sm_90 float32
+spills no register (tests/ahead_of_time/table.py prints what every binary takes). Where each figure comes from: "GPU" is
+timings and traces on one H100 (benchmarks/results/h100.json), made with earlier kernels; "model" is an estimate from
+the compiled code (instructions, shared-memory conflicts, latencies of an H100), not measured on a GPU yet.
 
-- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time, 16 KB, two more tiles on their way meanwhile. In a
-  launch of its own, with more programs at once, the forward was 3 to 5 % faster: not worth the second launch.
-- Products go through tensor cores, float32 as three TF32 products (228 us for a forward of CUB ResNet50→ShuffleNetV1
-  that took 401 with fused multiply-adds); float64 does not. Where tiles are too few to occupy the chip, the depth is
-  split so that about SPREAD programs work on it, in at most MAX_SPLITS parts.
-- class: exponentials of [CLASS_ROWS, CLASS_COLUMNS] at a time, summed over columns in registers; from LINEAR_FROM
-  classes on, the sums linear in K where they are estimated to cost less. That estimate is not measured on a GPU.
-- spatial: a scale's logits stay in registers where there are at most PAIR_BLOCK cells and RESIDENT_CLASSES classes.
+- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time, 16 KB, two more tiles on their way meanwhile (GPU). In a
+  launch of its own, with more programs at once, the forward was 3 to 5 % faster: not worth the second launch (GPU).
+- Products go through tensor cores, float32 as three TF32 products (GPU: 228 us for a forward of CUB
+  ResNet50→ShuffleNetV1 that took 401 with fused multiply-adds); float64 does not. Tiles of 64 rows, which become
+  warpgroup products on sm_90: 384 instructions where two tiles of 32 rows take 826 (model).
+- Where tiles are too few to occupy the chip, the depth is split so that about SPREAD programs work on it, in at most
+  MAX_SPLITS parts (model).
+- class: a thread holds two rows and walks over the columns: 29 instructions for a pair of both networks where sums over
+  tiles took 121 (model); from LINEAR_FROM classes on, the sums linear in K where they are estimated to cost less (model).
+- spatial: a scale's logits are one tile where there are at most PAIR_BLOCK cells and RESIDENT_CLASSES classes; products
+  of float32 by fused multiply-adds, 5.1 us where three TF32 products take 6.7 and spill (model).
 - spatial otherwise, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
-- With eight warps every forward was slower.
+- 168 registers in the forward, three programs on a multiprocessor (GPU); as many as it likes in the backward (model).
+- Stages: 3 (GPU). With eight warps every forward was slower (GPU).
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ WARPS = 4
 STAGES = 3
 MOST_REGISTERS = 255
 SPREAD = 264
-"""Programs wanted for a projection: two for each of an H100's 132 multiprocessors."""
+"""Programs wanted for a product: two for each of an H100's 132 multiprocessors."""
 MAX_SPLITS = 4
 
 GROUP_IMAGES = 8

@@ -197,7 +197,7 @@ def icd_loss(
     if batch == 0:
         return (loss.fill_(float("nan") if reduction == "mean" else 0.0), saved, pooled)
     space = loss.new_empty(plan.space)
-    nodes = loss.new_empty(plan.gram.nodes_size, dtype=torch.float64)
+    nodes = loss.new_empty(plan.gram.nodes_size, dtype=torch.float64) if plan.gram.nodes_size else loss
     slot = counter_slots.counters_for(device)
 
     def arguments(*networks: Tensor | None) -> tuple[Any, ...]:

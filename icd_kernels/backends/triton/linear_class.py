@@ -1,8 +1,8 @@
 """The class Gram in time linear in K, exact to rounding: docs/linear_class_gram.md has the derivation and the bounds.
 
 Sums over a row are polynomials in x = z/τ on each sign of x, sums over a column are polynomials in z: both are taken at
-Chebyshev nodes and interpolated. Exponentials are float32, or float64 where `is_double`; nodes, coefficients and interpolation are float64,
-because the sums range from 1 to K and a rounding at the large end shows at the small one.
+Chebyshev nodes and interpolated. Exponentials are float32, or float64 where `is_double`; nodes, coefficients and
+interpolation are float64, because the sums range from 1 to K and a rounding at the large end shows at the small one.
 """
 
 import triton

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from icd_kernels import autograd
 from icd_kernels.backends.triton.structs import PITCH
 from icd_kernels.operators import SCHEMAS, register_fakes
 
@@ -45,8 +47,8 @@ def register() -> torch.library.Library:
 
 def implement(library: torch.library.Library, key: str) -> None:
     """Has the launchers run the operators on tensors of that dispatch key."""
-    for name, module in _MODULES.items():
-        library.impl(name, _deferred(module, name), key)
+    for name, function in vars(_LAUNCHERS).items():
+        library.impl(name, function, key)
 
 
 def _deferred(module: str, name: str) -> Callable[..., Any]:
@@ -59,3 +61,7 @@ def _deferred(module: str, name: str) -> Callable[..., Any]:
         return function(*args)
 
     return run
+
+
+_LAUNCHERS = SimpleNamespace(**{name: _deferred(module, name) for name, module in _MODULES.items()})
+autograd.PLAIN[OPERATORS] = _LAUNCHERS
