@@ -26,12 +26,13 @@ MOST_INSTRUCTIONS_PER_PAIR = 30
 """Of the exact class sum's two passes, for each (row, column) pair of both networks."""
 
 
-def allowed_spills() -> int:
-    """On sm_90: none by the pinned version of Triton and older ones; 3.9's assembler spills a few registers."""
+def allowed_spills(precision: str) -> int:
+    """On sm_90, by the pinned version of Triton and older ones: none in float32, two in the spatial forward of halves;
+    3.9's assembler spills a few more."""
     import triton
 
     version = tuple(map(int, triton.__version__.split(".")[:2]))
-    return 0 if version <= (3, 7) else 8
+    return (2 if precision == "bfloat16" else 0) + (0 if version <= (3, 7) else 8)
 
 
 @pytest.fixture(scope="module", params=list(TARGETS))
@@ -52,7 +53,7 @@ def test_every_kernel_compiles_and_fits(rows: list[Row]) -> None:
     for row in rows:
         assert row.shared <= SHARED_LIMITS[row.target], row
         if row.target == "sm_90":
-            assert row.spills <= allowed_spills(), row
+            assert row.spills <= allowed_spills(row.configuration.precision), row
 
 
 def test_every_wait_acquires_before_anything_is_read(rows: list[Row]) -> None:

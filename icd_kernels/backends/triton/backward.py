@@ -233,7 +233,8 @@ def plan_backward(
     blocks = ceil_div(channels, constants.CLASS_BLOCK)
     cells = ceil_div(batch, group_images) * group_tiles * blocks if by_features else 0
     tiles = ceil_div(classes, constants.ROW_BLOCK) * (blocks if by_weight else 1) if by_weight or by_bias else 0
-    splits = configs.splits(tiles, batch * constants.CELLS, constants.DEPTH_BLOCK)
+    rows = batch * constants.CELLS
+    splits = configs.splits(tiles, rows, constants.DEPTH_BLOCK, configs.WEIGHT_SPREAD)
     scatter = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
     stride_upstream = 0 if upstream is None or not upstream.shape else upstream.stride[0]
     return _Plan(
@@ -263,7 +264,7 @@ def backward_constants(
     _, channels, height, width = features.shape
     base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
-    row_block, class_block, depth_block = configs.product_blocks(gradient.dtype, products)
+    row_block, class_block, depth_block = configs.backward_blocks(gradient.dtype, products)
     return NetworkConstants(
         ACC=LANGUAGE_DTYPES[gradient.dtype],
         POOL=LANGUAGE_DTYPES[gradient.dtype],

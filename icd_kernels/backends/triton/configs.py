@@ -5,15 +5,16 @@ spills no register (tests/ahead_of_time/table.py prints what every binary takes)
 timings and traces on one H100 (benchmarks/results/h100.json), made with earlier kernels; "model" is an estimate from
 the compiled code (instructions, shared-memory conflicts, latencies of an H100), not measured on a GPU yet.
 
-- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time, 16 KB, two more tiles on their way meanwhile (GPU). In a
-  launch of its own, with more programs at once, the forward was 3 to 5 % faster: not worth the second launch (GPU).
+- Pooling reads [PIXEL_BLOCK, CHANNEL_BLOCK] of a map at a time, 16 KB, two more tiles on their way meanwhile (GPU). In
+  a launch of its own, with more programs at once, the forward was 3 to 5 % faster: not worth the second launch (GPU).
 - Products go through tensor cores, float32 as three TF32 products (GPU: 228 us for a forward of CUB
   ResNet50→ShuffleNetV1 that took 401 with fused multiply-adds); float64 does not. Tiles of 64 rows, which become
   warpgroup products on sm_90: 384 instructions where two tiles of 32 rows take 826 (model).
 - Where tiles are too few to occupy the chip, the depth is split so that about SPREAD programs work on it, in at most
   MAX_SPLITS parts (model).
-- class: a thread holds two rows and walks over the columns: 29 instructions for a pair of both networks where sums over
-  tiles took 121 (model); from LINEAR_FROM classes on, the sums linear in K where they are estimated to cost less (model).
+- class: a thread holds two rows and walks over the columns: 25 instructions for a pair of both networks where sums over
+  tiles took 121 (model); from LINEAR_FROM classes on, the sums linear in K where they are estimated to cost less
+  (model).
 - spatial: a scale's logits are one tile where there are at most PAIR_BLOCK cells and RESIDENT_CLASSES classes; products
   of float32 by fused multiply-adds, 5.1 us where three TF32 products take 6.7 and spill (model).
 - spatial otherwise, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
@@ -33,6 +34,8 @@ STAGES = 3
 MOST_REGISTERS = 255
 SPREAD = 264
 """Programs wanted for a product: two for each of an H100's 132 multiprocessors."""
+WEIGHT_SPREAD = 396
+"""Programs wanted for a weight's gradient, which waits for nothing and whose parts are short: three for each."""
 MAX_SPLITS = 4
 
 GROUP_IMAGES = 8
@@ -96,10 +99,17 @@ def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     return {"ieee": (32, 64, 16), "tf32x3": (64, 64, 32), "tf32": (64, 64, 32)}[precision]
 
 
-def splits(tiles: int, depth: int, depth_block: int) -> int:
-    """Parts of a product's depth, a power of two: enough to spread few tiles, none shorter than 4 steps."""
-    parts = 1
-    while tiles > 0 and parts < MAX_SPLITS and tiles * parts * 2 <= SPREAD and depth >= parts * 2 * 4 * depth_block:
+def backward_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
+    """The same for the backward, whose operands lie across the depth: warpgroup products of TF32 would have to turn
+    them over in shared memory, eight lanes to a bank."""
+    return (32, 64, 32) if dtype == torch.float32 and precision == "tf32x3" else product_blocks(dtype, precision)
+
+
+def splits(tiles: int, depth: int, depth_block: int, programs: int | None = None) -> int:
+    """Parts of a product's depth, a power of two: enough to spread few tiles over `programs` (default: SPREAD), none
+    shorter than 4 steps."""
+    most, parts = programs or SPREAD, 1
+    while tiles > 0 and parts < MAX_SPLITS and tiles * parts * 2 <= most and depth >= parts * 2 * 4 * depth_block:
         parts *= 2
     return parts
 
