@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import stub_driver
 from benchmarks.cases import PRECISIONS, Case
-from benchmarks.ten_minutes import CASES
+from benchmarks.ten_minutes import CASES, KNOB_CASES, changed, settings
 from benchmarks.workloads import Inputs
 from icd_kernels.options import make_options
 
@@ -42,6 +42,11 @@ def main() -> None:
     for case in CASES:
         step(case)
         print(f"[{time.monotonic() - start:4.0f} s] {case.label}", flush=True)
+    for case in KNOB_CASES:
+        for name, value in settings():
+            with changed(name, value):
+                step(case)
+            print(f"[{time.monotonic() - start:4.0f} s] {case.label}, {name} {value}", flush=True)
 
 
 if __name__ == "__main__":

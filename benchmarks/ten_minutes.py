@@ -48,6 +48,7 @@ WORKLOADS = (
 CASES = tuple(
     Case(workload, form, precision) for precision in ("float32", "bfloat16") for form in FORMS for workload in WORKLOADS
 )
+KNOB_CASES = tuple(Case(workload, form) for workload in WORKLOADS[:3] for form in FORMS)
 REPLAYS = 2000
 """Of the stress; each with fresh workspace full of NaN and nothing in the second-level cache."""
 FLUSHED_BYTES = 256 << 20
@@ -137,26 +138,40 @@ def constants() -> Iterator[Entry]:
 
 def knobs() -> Iterator[Entry]:
     """Times with one constant of configs.py changed, beside those with none."""
-    from icd_kernels.backends.triton import configs
+    for case in KNOB_CASES:
+        yield {"case": case.label, "knob": "none", **_timed(case)}
+        for name, value in settings():
+            with changed(name, value):
+                yield {"case": case.label, "knob": name, "value": value, **_timed(case)}
 
-    for workload in WORKLOADS[:3]:
-        for form in FORMS:
-            case = Case(workload, form)
-            yield {"case": case.label, "knob": "none", **_timed(case)}
-            for name, values in KNOBS:
-                for value in values:
-                    before = getattr(configs, name)
-                    setattr(configs, name, value)
-                    try:
-                        yield {"case": case.label, "knob": name, "value": value, "own": before, **_timed(case)}
-                    finally:
-                        setattr(configs, name, before)
-                        _forget_plans()
+
+def settings() -> Iterator[tuple[str, int]]:
+    """Every knob with every value that is tried."""
+    for name, values in KNOBS:
+        for value in values:
+            yield name, value
+
+
+@contextmanager
+def changed(name: str, value: int) -> Iterator[None]:
+    """One constant of configs.py has another value, and no plan remembers its own."""
+    from icd_kernels.backends.triton import backward, configs, gram_kl, icd_loss, region_logits
+
+    plans = (icd_loss.plan_icd_loss, backward.plan_backward, region_logits.plan_region_logits, gram_kl._plan)
+    before = getattr(configs, name)
+    setattr(configs, name, value)
+    for plan in plans:
+        plan.cache_clear()
+    try:
+        yield
+    finally:
+        setattr(configs, name, before)
+        for plan in plans:
+            plan.cache_clear()
 
 
 def _timed(case: Case) -> Entry:
     """GPU seconds of forward and backward, by graph replays over rotating inputs."""
-    _forget_plans()
     inputs = gpu.rotating_inputs(case)
     loss = RIVALS["triton"].loss(**case.options)
     steps = [step_of(loss, each) for each in inputs]
@@ -166,13 +181,6 @@ def _timed(case: Case) -> Entry:
 
 def _forward(loss: Callable[..., torch.Tensor], inputs: Any) -> tuple[torch.Tensor, ...]:
     return (loss(*inputs),)
-
-
-def _forget_plans() -> None:
-    from icd_kernels.backends.triton import backward, gram_kl, icd_loss, region_logits
-
-    for plans in (icd_loss.plan_icd_loss, backward.plan_backward, region_logits.plan_region_logits, gram_kl._plan):
-        plans.cache_clear()
 
 
 def table(rate: Callable[[], float] = gpu.copy_rate) -> Iterator[Entry]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
 from icd_kernels.options import Options
@@ -44,6 +44,7 @@ def icd_loss(
 ) -> Tensor:
     """The loss by the operators of namespace `operators`; without a gradient to compute, the forward operator alone."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
+    refuse_forward_mode(tensors)
     wanted = Wanted.of(student_features, student_weight, student_bias)
     if any(wanted):
         return ICDLossFunction.apply(operators, *tensors, options, wanted)
@@ -55,6 +56,7 @@ def region_logits(
     operators: str, features: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[int, ...], pyramid: str
 ) -> Tensor:
     """Local logits by the operators of namespace `operators`."""
+    refuse_forward_mode((features, weight, bias))
     wanted = Wanted.of(features, weight, bias)
     if any(wanted):
         return RegionLogitsFunction.apply(operators, _anchor(features), features, weight, bias, scales, pyramid, wanted)
@@ -63,6 +65,7 @@ def region_logits(
 
 def gram_kl(operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
     """The KL of the Gram matrices of given logits by the operators of namespace `operators`."""
+    refuse_forward_mode((student_logits, teacher_logits))
     if torch.is_grad_enabled() and student_logits.requires_grad:
         return GramKLFunction.apply(operators, _anchor(student_logits), student_logits, teacher_logits, options)
     with torch.no_grad():
@@ -169,6 +172,22 @@ class _FirstDerivative(Function):
         raise RuntimeError(
             "icd_kernels: the fused backends have no second derivative; use backend='reference' to differentiate twice"
         )
+
+
+def refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
+    """Raises where a tensor carries a forward-mode derivative, which the operators would drop: the result's would be 0.
+
+    Raises:
+        RuntimeError: one does.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                "icd_kernels: the fused backends have no forward-mode derivative (torch.func.jvp, forward_ad); "
+                "use backend='reference'"
+            )
 
 
 def _anchor(tensor: Tensor) -> Tensor:

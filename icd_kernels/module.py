@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from icd_kernels.functional import icd_loss
 from icd_kernels.heads import Head, head_parameters
-from icd_kernels.options import DEFAULT_SCALES, DEFAULT_TEMPERATURE, NORMALIZATIONS, check_choice, make_options
+from icd_kernels.options import DEFAULT_SCALES, DEFAULT_TEMPERATURE, NORMALIZATIONS, check_choice, is_number, make_options
 
 
 def class_form_weight(normalize: str, num_classes: int) -> float:
@@ -52,7 +52,7 @@ class ICDLoss(nn.Module):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        if not is_number(weight):
             raise TypeError(f"weight must be a number, got {type(weight).__name__}: {weight!r}")
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight!r}")

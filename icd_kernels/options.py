@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -28,6 +29,16 @@ class Options(NamedTuple):
     normalize: str
     temperature: float
     reduction: str
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is a whole number of Python's or NumPy's; True and False are none."""
+    return not isinstance(value, bool) and (isinstance(value, int) or isinstance(value, numbers.Integral))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number of Python's or NumPy's; True and False are none."""
+    return not isinstance(value, bool) and (isinstance(value, (int, float)) or isinstance(value, numbers.Real))
 
 
 def rank_weights(count: int) -> tuple[float, ...]:
@@ -70,11 +81,11 @@ def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
         raise TypeError(f"scales must be a sequence of ints, got {type(scales).__name__}: {scales!r}")
     checked = tuple(scales)
     for scale in checked:
-        if isinstance(scale, bool) or not isinstance(scale, int):
+        if not is_integer(scale):
             raise TypeError(f"scales must hold ints, got {type(scale).__name__} in {checked!r}")
     if not checked or min(checked) < 1:
         raise ValueError(f"scales must hold at least one scale, each 1 or more, got {checked!r}")
-    return checked
+    return tuple(int(scale) for scale in checked)
 
 
 def check_pyramid(pyramid: str) -> str:
@@ -93,7 +104,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 
 def check_temperature(temperature: float, name: str = "temperature") -> float:
     """A finite number above 0; `name` is what the error calls it."""
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if not is_number(temperature):
         raise TypeError(f"{name} must be a number, got {type(temperature).__name__}: {temperature!r}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"{name} must be finite and above 0, got {temperature!r}")
@@ -109,7 +120,7 @@ def _check_scale_weights(weights: Iterable[float] | None, count: int) -> tuple[f
         )
     checked = tuple(weights)
     for weight in checked:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        if not is_number(weight):
             raise TypeError(f"scale_weights must hold numbers, got {type(weight).__name__} in {checked!r}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"scale_weights must be finite and 0 or more, got {checked!r}")

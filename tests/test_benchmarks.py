@@ -372,8 +372,12 @@ class TestTenMinutes:
             pytest.skip(f"backend 'triton' is missing: {TRITON.missing}")
         from icd_kernels.backends.triton import configs
 
-        for name, values in ten_minutes.KNOBS:
-            assert getattr(configs, name) not in values
+        for name, value in ten_minutes.settings():
+            own = getattr(configs, name)
+            assert own != value
+            with ten_minutes.changed(name, value):
+                assert getattr(configs, name) == value
+            assert getattr(configs, name) == own
 
     def test_without_a_gpu_nothing_runs(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

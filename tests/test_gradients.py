@@ -19,7 +19,7 @@ from cases import (
     option_grid,
 )
 from torch import Tensor
-from torch.autograd import grad, gradcheck
+from torch.autograd import forward_ad, grad, gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icd_kernels import gram_kl, region_logits
@@ -206,6 +206,38 @@ def _losses(backend: str) -> list[tuple[Tensor, Tensor]]:
     logits = Case().local_logits()[0].requires_grad_()
     kl = gram_kl(logits, logits.detach().roll(1), backend=backend)
     return [(loss_of(tensors, backend), tensors.student_features), (kl, logits)]
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+class TestForwardMode:
+    """The fused backends have no forward-mode derivative: asked for one, they say so, and never give 0."""
+
+    @pytest.mark.parametrize("wanted", ["student_features", "student_weight", "student_bias", "teacher_features"])
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    def test_icd_loss(self, backend: str, wanted: str, requires_grad: bool) -> None:
+        tensors = Case().tensors()
+        leaf = getattr(tensors, wanted).requires_grad_(requires_grad)
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            loss_of(tensors._replace(**{wanted: forward_ad.make_dual(leaf, torch.ones_like(leaf))}), backend)
+
+    def test_by_functions(self, backend: str) -> None:
+        features, weight, _ = Case().tensors().student
+        student, teacher = Case().local_logits()
+        calls: list[Any] = [
+            (lambda x: region_logits(x, weight, backend=backend), features),
+            (lambda x: gram_kl(x, teacher, backend=backend), student),
+        ]
+        for function, tensor in calls:
+            with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                torch.func.jvp(function, (tensor,), (torch.ones_like(tensor),))
+
+    def test_the_reference_has_it(self, backend: str) -> None:
+        student, teacher = Case().local_logits()
+        _, along = torch.func.jvp(
+            lambda x: gram_kl(x, teacher, backend="reference"), (student,), (torch.ones_like(student),)
+        )
+        (gradient,) = grad(gram_kl(student.requires_grad_(), teacher, backend=backend), student)
+        torch.testing.assert_close(along, gradient.sum())
 
 
 @pytest.mark.parametrize("backend", COMPILED)

@@ -14,7 +14,7 @@ from cases import EVERY_BACKEND, Case, loss_of
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from icd_kernels import ICDLoss, class_form_weight
+from icd_kernels import ICDLoss, class_form_weight, make_objective
 from icd_kernels.options import DEFAULT_SCALES, make_options
 
 PRESETS: dict[str, Any] = {
@@ -187,3 +187,31 @@ class TestAsAModule:
         networks = heads()
         loss = ICDLoss().half().train().eval()
         assert loss(*networks).dtype == torch.float32
+
+
+class TestNumPyNumbers:
+    """A script's scales, weights and temperatures often come out of NumPy."""
+
+    def test_they_are_numbers(self) -> None:
+        np = pytest.importorskip("numpy")
+        loss = ICDLoss(
+            scales=np.array([1, 2]),
+            temperature=np.float32(2.0),
+            scale_weights=np.array([0.5, 0.5]),
+            weight=np.float64(3),
+        )
+        assert loss.options.scales == (1, 2)
+        assert all(type(scale) is int for scale in loss.options.scales)
+        assert loss.options.temperature == 2.0
+        assert type(loss.options.temperature) is float
+        assert loss.weight == 3.0
+        objective = make_objective(
+            "icd-kd", num_classes=np.int64(5), temperature=np.float32(4.0), icd_weight=np.float64(1)
+        )
+        assert "num_classes=5, " in repr(objective)
+
+    @pytest.mark.parametrize("option", ["temperature", "weight"])
+    def test_its_truth_values_are_not(self, option: str) -> None:
+        np = pytest.importorskip("numpy")
+        with pytest.raises(TypeError, match=option):
+            ICDLoss(**{option: np.bool_(True)})

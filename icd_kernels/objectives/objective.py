@@ -61,7 +61,7 @@ class Objective(nn.Module):
         teacher: NetworkOutput,
         target: Tensor,
         *,
-        epoch: float = 0,
+        epoch: float | None = None,
         indices: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> ObjectiveOutput:
@@ -72,6 +72,7 @@ class Objective(nn.Module):
             teacher: likewise, a constant.
             target: (B,) int64 class indices, or (B, K) probabilities.
             epoch: a number counted from 1 as in the released recipes: the base's ramp is min(epoch / ramp_epochs, 1).
+                Required where the method ramps up (`ramp_epochs` above 0); unused elsewhere.
             indices: (B,) int64 positions of the images in the data set, for CRD.
             sample_weight: (B,): every term of image b is multiplied by its weight before the reduction, which divides
                 by B and not by the sum of the weights.
@@ -123,8 +124,15 @@ class Objective(nn.Module):
             return student, teacher
         return student._replace(regions=self.regions(student)), teacher._replace(regions=self.regions(teacher))
 
-    def _base_weight(self, epoch: float) -> float:
+    def _base_weight(self, epoch: float | None) -> float:
         ramp_epochs = self._settings["ramp_epochs"]
+        if epoch is None:
+            if ramp_epochs:
+                raise TypeError(
+                    f"epoch must be given: method {self._settings['method']!r} ramps up over {ramp_epochs:g} epochs, "
+                    "counted from 1 (ramp_epochs=0 turns that off)"
+                )
+            epoch = 0
         epoch = check_number("epoch", epoch)
         ramp = min(epoch / ramp_epochs, 1.0) if ramp_epochs else 1.0
         return self._settings["base_weight"] * ramp

@@ -38,7 +38,7 @@ def make_objective(
         TypeError, ValueError: an option is wrong, missing, or none of this method's; the message names it.
     """
     check_choice("method", method, METHODS)
-    check_count("num_classes", num_classes, 2)
+    num_classes = check_count("num_classes", num_classes, 2)
     check_flag("released", released)
     check_flag("local_base", local_base)
     if preset is not None:

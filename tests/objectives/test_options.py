@@ -68,6 +68,16 @@ class TestRamp:
         parts = out.components
         assert_close(out.total.detach(), parts["ce"] + ramp * parts["sd-nkd"] + 2.0 * parts["icd"])
 
+    @pytest.mark.parametrize("method", ["dkd", "nkd", "sd-nkd", "icd-dkd"])
+    def test_needs_the_epoch(self, method: str) -> None:
+        """Without it the base would be off, and training would go on without the method."""
+        with pytest.raises(TypeError, match=rf"epoch must be given: method '{method}' ramps up over 20 epochs"):
+            run(objective_of(method), epoch=None)
+
+    def test_is_no_matter_where_there_is_none(self) -> None:
+        for method in ("kd", "icd-kd"):
+            assert torch.equal(run(objective_of(method), epoch=None).total, run(objective_of(method), epoch=7).total)
+
     def test_can_be_set_and_left_out(self) -> None:
         for ramp_epochs, ramp in ((10, 0.5), (0, 1.0)):
             out = run(objective_of("dkd", ramp_epochs=ramp_epochs), epoch=5)
