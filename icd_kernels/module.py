@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from icd_kernels.functional import icd_loss
 from icd_kernels.heads import Head, head_parameters
-from icd_kernels.options import DEFAULT_SCALES, DEFAULT_TEMPERATURE, NORMALIZATIONS, check_choice, is_number, make_options
+from icd_kernels.options import (
+    DEFAULT_SCALES,
+    DEFAULT_TEMPERATURE,
+    NORMALIZATIONS,
+    check_choice,
+    is_number,
+    make_options,
+)
 
 
 def class_form_weight(normalize: str, num_classes: int) -> float:

@@ -33,12 +33,12 @@ class Options(NamedTuple):
 
 def is_integer(value: object) -> bool:
     """Whether it is a whole number of Python's or NumPy's; True and False are none."""
-    return not isinstance(value, bool) and (isinstance(value, int) or isinstance(value, numbers.Integral))
+    return not isinstance(value, bool) and (isinstance(value, (int, numbers.Integral)))
 
 
 def is_number(value: object) -> bool:
     """Whether it is a real number of Python's or NumPy's; True and False are none."""
-    return not isinstance(value, bool) and (isinstance(value, (int, float)) or isinstance(value, numbers.Real))
+    return not isinstance(value, bool) and (isinstance(value, (int, float, numbers.Real)))
 
 
 def rank_weights(count: int) -> tuple[float, ...]:
