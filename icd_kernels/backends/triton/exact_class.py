@@ -44,8 +44,8 @@ def exact_class(
             )  # fmt: skip
         loss += tl.where(m_rows, kl, 0.0)
         if wants_gradient:
-            tl.store(p_rows + 2 * o_rows, x_student * e_student + student_log, mask=m_rows)
-            tl.store(p_rows + 2 * o_rows + 1, x_teacher * e_teacher + teacher_log, mask=m_rows)
+            tl.store(p_rows + 2 * o_rows, student_log, mask=m_rows)
+            tl.store(p_rows + 2 * o_rows + 1, teacher_log, mask=m_rows)
             tl.store(p_gradient + o_rows, tl.where(m_rows, gradient, 0.0), mask=o_rows < pitch)
     if wants_gradient:
         tl.debug_barrier()
@@ -53,7 +53,10 @@ def exact_class(
             o_rows = start + tl.arange(0, FORM.CLASS_ROWS)
             m_rows = o_rows < classes
             gradient = tl.load(p_gradient + o_rows, mask=m_rows, other=0.0)
-            gradient += _columns(p_student, p_teacher, p_rows, o_rows, m_rows, classes, unit, FORM)
+            gradient += _columns(
+                p_student, p_teacher, p_rows, o_rows, m_rows, student_low, student_high, teacher_low, teacher_high,
+                classes, unit, FORM,
+            )  # fmt: skip
             tl.store(p_gradient + o_rows, gradient * (factor / temperature), mask=m_rows)
     return tl.sum(loss)
 
@@ -129,32 +132,38 @@ def _divergences(
 
 
 @triton.jit
-def _columns(p_student, p_teacher, p_rows, o_rows, m_rows, classes, unit, FORM: tl.constexpr):
+def _columns(
+    p_student, p_teacher, p_rows, o_rows, m_rows, student_low, student_high, teacher_low, teacher_high, classes, unit,
+    FORM: tl.constexpr,
+):  # fmt: skip
     """The columns' part of the gradient of classes k: Σ_j z_s,j (q_jk - p_jk)."""
     student = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
     teacher = tl.load(p_teacher + o_rows, mask=m_rows, other=0.0)
     total = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
+    ends = (student_low, student_high, teacher_low, teacher_high)
     whole = classes // STEP * STEP
     for start in range(0, whole, STEP):
         total += _some_columns(
-            p_student + start, p_teacher + start, p_rows + 2 * start, student, teacher, unit, STEP, FORM
+            p_student + start, p_teacher + start, p_rows + 2 * start, student, teacher, ends, unit, STEP, FORM
         )
     for start in range(whole, classes):
         total += _some_columns(
-            p_student + start, p_teacher + start, p_rows + 2 * start, student, teacher, unit, 1, FORM
+            p_student + start, p_teacher + start, p_rows + 2 * start, student, teacher, ends, unit, 1, FORM
         )
     return total
 
 
 @triton.jit
-def _some_columns(p_student, p_teacher, p_rows, student, teacher, unit, COUNT: tl.constexpr, FORM: tl.constexpr):
-    """The part of COUNT rows j in :func:`_columns`: log2 q_jk = x_j z_k less the row's largest exponent and log sum,
-    which `p_rows` holds added up."""
+def _some_columns(p_student, p_teacher, p_rows, student, teacher, ends, unit, COUNT: tl.constexpr, FORM: tl.constexpr):
+    """The part of COUNT rows j in :func:`_columns`."""
+    student_low, student_high, teacher_low, teacher_high = ends
     total = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
     for row in tl.static_range(COUNT):
         weight = tl.load(p_student + row)
-        x_teacher = tl.load(p_teacher + row) * unit
-        q = exp2(weight * unit * student - tl.load(p_rows + 2 * row), FORM.FAST_EXP2)
-        p = exp2(x_teacher * teacher - tl.load(p_rows + 2 * row + 1), FORM.FAST_EXP2)
+        x_teacher = tl.load(p_teacher + row)
+        e_student = tl.where(weight >= 0, student_high, student_low)
+        e_teacher = tl.where(x_teacher >= 0, teacher_high, teacher_low)
+        q = exp2(weight * unit * (student - e_student) - tl.load(p_rows + 2 * row), FORM.FAST_EXP2)
+        p = exp2(x_teacher * unit * (teacher - e_teacher) - tl.load(p_rows + 2 * row + 1), FORM.FAST_EXP2)
         total += weight * (q - p)
     return total

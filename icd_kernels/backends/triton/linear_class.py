@@ -149,7 +149,7 @@ def _flush(FORM: tl.constexpr):
 @triton.jit
 def _row_terms(p_logits, p_student, x, top, begin, classes, EXP: tl.constexpr, FORM: tl.constexpr):
     """The three sums of :func:`_row_values` over columns from `begin` on, in float64."""
-    columns: tl.constexpr = FORM.CLASS_COLUMNS // 2 if EXP == tl.float64 else FORM.CLASS_COLUMNS
+    columns: tl.constexpr = FORM.CLASS_COLUMNS // 4 if EXP == tl.float64 else FORM.CLASS_COLUMNS
     b_one = tl.zeros((NODE_BLOCK, columns), EXP)
     b_own = b_one
     b_cross = b_one
@@ -260,7 +260,7 @@ def _column_terms(
     p_logits, p_weights, from_high, from_low, begin, classes, temperature, EXP: tl.constexpr, FORM: tl.constexpr
 ):
     """The sum of :func:`_column_values` over rows from `begin` on, in float64."""
-    columns: tl.constexpr = FORM.CLASS_COLUMNS // 2 if EXP == tl.float64 else FORM.CLASS_COLUMNS
+    columns: tl.constexpr = FORM.CLASS_COLUMNS // 4 if EXP == tl.float64 else FORM.CLASS_COLUMNS
     b_total = tl.zeros((NODE_BLOCK, columns), EXP)
     for start in range(begin, tl.minimum(begin + _flush(FORM), classes), columns):
         o_rows = start + tl.arange(0, columns)
