@@ -120,6 +120,16 @@ class TestTensors:
         return Case(teacher=Network()).tensors()
 
     @pytest.mark.parametrize(
+        ("name", "bad", "error", "message"), named(bad_tensors("student") + bad_tensors("teacher"))
+    )
+    def test_after_good_ones(self, backend: str, name: str, bad: Any, error: type[Exception], message: str) -> None:
+        """What was found good is remembered; what is bad about other inputs must still be seen."""
+        tensors = Case().tensors()
+        loss_of(tensors, backend)
+        with pytest.raises(error, match=message):
+            loss_of(tensors._replace(**{name: bad}), backend)
+
+    @pytest.mark.parametrize(
         ("name", "value", "error", "message"), [*bad_tensors("student"), *bad_tensors("teacher"), *DISAGREEING]
     )
     def test_icd_loss(self, backend: str, name: str, value: Any, error: type[Exception], message: str) -> None:
