@@ -67,6 +67,19 @@ class TestLaunch:
         monkeypatch.setenv(configs.CLASS_SUM_VARIABLE, "linear")
         assert configs.class_sum(100) == "linear"
 
+    @pytest.mark.parametrize(
+        ("version", "hip", "expected"),
+        [("3.6.0", None, "auto"), ("3.6.0", "6.4", "exact"), ("3.7.1+rocm", "6.4", "auto")],
+    )
+    def test_amds_compiler_of_triton_3_6_has_no_linear_sums(
+        self, monkeypatch: pytest.MonkeyPatch, version: str, hip: str | None, expected: str
+    ) -> None:
+        configs = part("configs")
+        monkeypatch.delenv(configs.CLASS_SUM_VARIABLE, raising=False)
+        monkeypatch.setattr(configs.triton, "__version__", version)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert configs.class_sum(1000) == expected
+
     def test_products_keep_the_digits_that_were_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = part("plan")
         before = torch.get_float32_matmul_precision()

@@ -28,6 +28,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+import triton
 
 WARPS = 4
 STAGES = 3
@@ -141,7 +142,13 @@ def class_sum(classes: int) -> str:
     wanted = os.environ.get(CLASS_SUM_VARIABLE, "auto")
     if wanted in ("exact", "linear"):
         return wanted
-    return "exact" if classes < LINEAR_FROM else "auto"
+    return "exact" if classes < LINEAR_FROM or not compiles_linear_sums() else "auto"
+
+
+def compiles_linear_sums() -> bool:
+    """Not for AMD's GPUs by Triton 3.6, whose pass TritonAMDGPUConvertToBufferOps aborts on them."""
+    numbers = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return torch.version.hip is None or numbers >= (3, 7)
 
 
 def node_space(classes: int) -> int:
