@@ -126,6 +126,7 @@ def quick_configurations() -> list[Configuration]:
     return [
         Configuration("CUB-200", "paper class", "float32"),
         Configuration("ImageNet", "paper class", "float32"),
+        Configuration("CUB-200", "released spatial", "float32"),
         Configuration("CUB-200", "released spatial", "bfloat16"),
         Configuration("CUB-200", "sample l2", "tf32", reduction="none"),
     ]
