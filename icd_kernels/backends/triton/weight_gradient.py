@@ -48,18 +48,18 @@ def weight_task(task, job, counters, batch, splits, CONSTANTS: tl.constexpr):
     bias = tl.zeros((CONSTANTS.ROW_BLOCK,), CONSTANTS.ACC)
     if channel_block == 0:
         bias = _bias_sum(first, stop, o_classes, job, CONSTANTS)
+    m_bias = o_classes < tl.where(channel_block == 0, job.classes, 0)
     if splits > 1:
-        _add_parts(total, bias, split, splits, tile, o_classes, o_channels, job, counters, CONSTANTS)
+        _add_parts(total, bias, m_bias, split, splits, tile, o_classes, o_channels, job, counters, CONSTANTS)
     else:
-        _store_weights(total, bias, o_classes, o_channels, job, CONSTANTS)
+        _store_weights(total, bias, m_bias, o_classes, o_channels, job, CONSTANTS)
 
 
 @triton.jit
-def _add_parts(total, bias, split, splits, tile, o_classes, o_channels, job, counters, CONSTANTS: tl.constexpr):
+def _add_parts(total, bias, m_bias, split, splits, tile, o_classes, o_channels, job, counters, CONSTANTS: tl.constexpr):
     """Leaves one part of the sums in the workspace; the last part to arrive adds up all and stores them."""
     wide = tl.full((), 0, tl.int64) + job.classes
     m_tile = (o_classes < job.classes)[:, None] & (o_channels < job.channels)[None, :]
-    m_bias = (o_classes < job.classes) & (tl.min(o_channels) == 0)
     p_tile = job.p_partial + o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
     p_bias = job.p_partial + o_classes
     if job.p_weight_gradient is not None:
@@ -75,7 +75,7 @@ def _add_parts(total, bias, split, splits, tile, o_classes, o_channels, job, cou
             if job.p_weight_gradient is not None:
                 total += tl.load(p_tile + part * wide * job.channels, mask=m_tile, other=0.0)
             bias += tl.load(p_bias + part * wide, mask=m_bias, other=0.0)
-        _store_weights(total, bias, o_classes, o_channels, job, CONSTANTS)
+        _store_weights(total, bias, m_bias, o_classes, o_channels, job, CONSTANTS)
 
 
 @triton.jit
@@ -126,11 +126,11 @@ def _bias_sum(first, stop, o_classes, job, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def _store_weights(total, bias, o_classes, o_channels, job, CONSTANTS: tl.constexpr):
+def _store_weights(total, bias, m_bias, o_classes, o_channels, job, CONSTANTS: tl.constexpr):
     scale = load_scale(job, CONSTANTS)
     m_classes = o_classes < job.classes
     if job.p_weight_gradient is not None:
         o_out = o_classes.to(tl.int64)[:, None] * job.channels + o_channels[None, :]
         store(job.p_weight_gradient + o_out, total * scale, m_classes[:, None] & (o_channels < job.channels)[None, :])
     if job.p_bias_gradient is not None:
-        store(job.p_bias_gradient + o_classes, bias * scale, m_classes & (tl.min(o_channels) == 0))
+        store(job.p_bias_gradient + o_classes, bias * scale, m_bias)
