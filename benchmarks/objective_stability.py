@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from icd_kernels import sdd_loss
-from icd_kernels.objectives.released import ROW_LOSSES as RELEASED_ROW_LOSSES
-from icd_kernels.objectives.rows import RowSettings
+from icd_kernels.objectives.sdd import ROW_METHODS
 
 SIZES = (1.0, 30.0, 1e3, 1e4)
 DTYPES = (torch.float16, torch.float32)
@@ -44,7 +43,7 @@ def hard_rows(size: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 def table() -> list[Row]:
     """Every base at every size and dtype."""
-    return [_row(base, size, dtype) for base in RELEASED_ROW_LOSSES for size in SIZES for dtype in DTYPES]
+    return [_row(base, size, dtype) for base in ROW_METHODS for size in SIZES for dtype in DTYPES]
 
 
 def _row(base: str, size: float, dtype: torch.dtype) -> Row:
@@ -56,7 +55,9 @@ def _row(base: str, size: float, dtype: torch.dtype) -> Row:
     ours = sdd_loss(student, teacher, target, base=base, reduction="none")
     gradient = torch.autograd.grad(ours.sum(), student)[0]
     is_finite = bool(ours.isfinite().all() and gradient.isfinite().all())
-    released = RELEASED_ROW_LOSSES[base](student, teacher, target, RowSettings())
+    method = ROW_METHODS[base]
+    formula = method.released_rows or method.rows
+    released = formula(student, teacher, target, method.defaults(is_local=True))
     released_gradient = torch.autograd.grad(released.sum(), student)[0]
     return Row(base, size, dtype, _cell(ours, gradient), is_finite, _cell(released, released_gradient))
 

@@ -27,6 +27,9 @@ TORCH_LIBRARY(icd_kernels, library) {
   library.def(
       "icd_loss_backward(Tensor grad_loss, Tensor saved, Tensor pooled, Tensor weight, " ICD_LAYOUT ", " ICD_OPTIONS
       ", bool[] wanted) -> (Tensor features, Tensor weight, Tensor bias)");
+  library.def(
+      "row_losses(Tensor student_logits, Tensor teacher_logits, Tensor target, float[] factors, float temperature,"
+      " float complementary_weight, bool save_gradient) -> (Tensor losses, Tensor saved)");
 }
 
 // Loading the library registers the operators; the module itself is empty.

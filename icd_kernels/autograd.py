@@ -72,6 +72,25 @@ def gram_kl(operators: str, student_logits: Tensor, teacher_logits: Tensor, opti
         return _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), False)[0]
 
 
+def row_losses(
+    operators: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    factors: Sequence[float],
+    temperature: float,
+    complementary_weight: float,
+) -> Tensor:
+    """Losses (B, N) of logit rows (B, K, N) by the operators of namespace `operators`."""
+    refuse_forward_mode((student_logits, teacher_logits))
+    settings = (factors, temperature, complementary_weight)
+    if torch.is_grad_enabled() and student_logits.requires_grad:
+        anchor = _anchor(student_logits)
+        return RowLossesFunction.apply(operators, anchor, student_logits, teacher_logits, target, settings)
+    with torch.no_grad():
+        return _namespace(operators).row_losses(student_logits, teacher_logits, target, *settings, False)[0]
+
+
 class ICDLossFunction(Function):
     """icd_loss with its gradient by the student's features, weight and bias."""
 
@@ -154,6 +173,31 @@ class GramKLFunction(Function):
         with torch.no_grad():
             grad = _namespace(ctx.operators).gram_kl_backward(grad_loss, saved, ctx.dtype, *_gram_options(ctx.options))
         return None, None, *_once((grad,), grad_loss, anchor), None, None
+
+
+class RowLossesFunction(Function):
+    """row_losses with its gradient by the student's logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operators: str,
+        anchor: Tensor,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        settings: tuple[Any, ...],
+    ) -> Tensor:
+        losses, saved = _namespace(operators).row_losses(student_logits, teacher_logits, target, *settings, True)
+        ctx.save_for_backward(saved, anchor)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        saved, anchor = ctx.saved_tensors
+        with torch.no_grad():
+            grad = saved * grad_losses[:, None]
+        return None, None, *_once((grad,), grad_losses, anchor), None, None, None
 
 
 class _FirstDerivative(Function):

@@ -18,3 +18,6 @@ class NetworkOutput(NamedTuple):
     """(B, C, H, W): the penultimate map, whose mean the head classifies."""
     head: Head | None = None
     """An `nn.Linear`, a 1 x 1 `nn.Conv2d`, or a (weight, bias) pair."""
+    regions: Tensor | None = None
+    """(B, K, N): local logits that are known already, such as a cached teacher's (:func:`icd_kernels.region_logits`);
+    features and head are then not read for them."""

@@ -49,6 +49,20 @@ SCHEMAS = (
 (features, weight, bias) to compute: the others come back empty."""
 
 
+ROW_SCHEMA = (
+    "row_losses(Tensor student_logits, Tensor teacher_logits, Tensor target, float[] factors, float temperature,"
+    " float complementary_weight, bool save_gradient) -> (Tensor losses, Tensor saved)"
+)
+"""Of backends that have the objectives' row losses too: KD, DKD and NKD of every region's logits (B, K, N), weighted,
+(B, N). `factors` are those of objectives.row_method.RowFactors; `saved` is their gradient by the student's logits,
+(B, K, N), or empty, (0,)."""
+
+
+def register_row_fakes(namespace: str) -> None:
+    """Registers the fake kernel of :data:`ROW_SCHEMA`."""
+    torch.library.register_fake(f"{namespace}::row_losses", _fake_row_losses)
+
+
 def register_fakes(namespace: str, pitch: int = 1) -> None:
     """Registers the fake kernels of `namespace`, whose operators follow :data:`SCHEMAS`.
 
@@ -133,6 +147,22 @@ def _fake_gram_kl_backward(
     reduction: str,
 ) -> Tensor:
     return saved.new_empty(saved.shape[-3:], dtype=dtype).transpose(1, 2)
+
+
+def _fake_row_losses(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    factors: Sequence[float],
+    temperature: float,
+    complementary_weight: float,
+    save_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, classes, regions = student_logits.shape
+    losses = student_logits.new_empty((batch, regions))
+    if not save_gradient:
+        return losses, student_logits.new_empty(0)
+    return losses, student_logits.new_empty((batch, regions, classes)).transpose(1, 2)
 
 
 def _fake_icd_loss(

@@ -10,7 +10,7 @@ from torch import Tensor
 from icd_kernels import BackendUnavailableError, ICDLoss
 from icd_kernels.backends import choose
 from icd_kernels.objectives import Objective, make_objective
-from icd_kernels.objectives.defaults import icd_weight
+from icd_kernels.objectives.icd import icd_weight
 from training.errors import UsageError
 from training.options import NO_DISTILLATION, Options
 from training.processes import ALONE, Processes

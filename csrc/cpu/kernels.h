@@ -41,6 +41,19 @@ struct MapKernels {
       const FeatureMap<I>& map, const Scales& scales, const T* grad_pooled, T* scratch, int64_t begin, int64_t end);
 };
 
+// The factors of a row loss's five parts (icd_kernels/objectives/row_method.py).
+struct RowFactors {
+  double whole, binary, others, entropy, target;
+};
+
+// Local logits (B, K, N) in any layout.
+template <typename T>
+struct LogitRows {
+  const T* data;
+  int64_t classes, regions;
+  int64_t image_stride, class_stride, region_stride;
+};
+
 template <typename T>
 struct LogitKernels {
   // Items are images. fine: [B, finest², K], logits: [B, N, K]; a coarse cell is the mean of the fine ones it covers.
@@ -80,6 +93,22 @@ struct LogitKernels {
       T temperature,
       const T* row_weights,
       T* losses,
+      int64_t begin,
+      int64_t end);
+
+  // Items are images. losses: [B, N]; grads: [B, N, K], or null. scratch: row_scratch(K) elements. A region where the
+  // teacher is right on the whole image (region 0) and wrong there, or the reverse, counts complementary_weight times.
+  int64_t (*row_scratch)(int64_t classes);
+  void (*row_losses)(
+      const RowFactors& factors,
+      T temperature,
+      T complementary_weight,
+      const LogitRows<T>& student,
+      const LogitRows<T>& teacher,
+      const int64_t* targets,
+      T* losses,
+      T* grads,
+      T* scratch,
       int64_t begin,
       int64_t end);
 };

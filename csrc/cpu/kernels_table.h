@@ -17,13 +17,15 @@ namespace {
 #include "gram_kernels.h"
 #include "linear_class.h"
 #include "class_gram.h"
+#include "row_kernels.h"
 
 template <typename I, typename T>
 constexpr MapKernels<I, T> map_kernels = {map_items<I>, map_scratch<I>, pool<I, T>, unpool<I, T>};
 
 template <typename T>
 constexpr LogitKernels<T> logit_kernels = {
-    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch<T>, class_gram<T>, gram_rows<T>};
+    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch<T>, class_gram<T>, gram_rows<T>,
+    row_scratch, row_losses<T>};
 
 }  // namespace
 }  // namespace icd::cpu::ICD_INSTRUCTION_SET

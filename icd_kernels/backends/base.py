@@ -29,6 +29,8 @@ class Backend:
     gram_kl: Callable[..., Tensor]
     only_by_name: tuple[str, ...] = ()
     """Devices of `device_types` on which "auto" does not take it."""
+    row_losses: Callable[..., Tensor] | None = None
+    """KD, DKD and NKD of logit rows in one operator; None where the objectives take PyTorch's operations."""
 
     def can_run(self, device_type: str, *, raise_error: bool = False) -> bool:
         """Whether it runs tensors on `device_type` here. With `raise_error`, a no is raised with its reason."""
@@ -49,6 +51,8 @@ def operator_backend(
     missing: str | None,
     operators: str,
     only_by_name: tuple[str, ...] = (),
+    *,
+    has_row_losses: bool = False,
 ) -> Backend:
     """A compiled backend: the operators of one namespace (:mod:`icd_kernels.operators`) under autograd."""
     return Backend(
@@ -59,4 +63,5 @@ def operator_backend(
         region_logits=partial(autograd.region_logits, operators),
         gram_kl=partial(autograd.gram_kl, operators),
         only_by_name=only_by_name,
+        row_losses=partial(autograd.row_losses, operators) if has_row_losses else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from icd_kernels.backends.base import Backend, operator_backend
-from icd_kernels.operators import register_fakes
+from icd_kernels.operators import register_fakes, register_row_fakes
 
 OPERATORS = "icd_kernels"
 
@@ -20,7 +20,8 @@ def _load_extension() -> str | None:
             "installed torch: pip install --no-build-isolation --force-reinstall --no-deps . in the source folder"
         )
     register_fakes(OPERATORS)
+    register_row_fakes(OPERATORS)
     return None
 
 
-CPP: Backend = operator_backend("cpp", ("cpu",), _load_extension(), OPERATORS)
+CPP: Backend = operator_backend("cpp", ("cpu",), _load_extension(), OPERATORS, has_row_losses=True)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from icd_kernels.objectives.classes import UNLABELLED
+
+SUM_TOLERANCE = 0.02
+"""How far from 1 probabilities may sum up: what bfloat16 leaves of a few thousand."""
 
 
 def check_target(target: Tensor, batch: int, classes: int) -> None:
@@ -19,12 +25,57 @@ def check_target(target: Tensor, batch: int, classes: int) -> None:
         raise ValueError(f"target of class indices must have shape {(batch,)}, got {tuple(target.shape)}")
 
 
-def target_class(target: Tensor) -> Tensor:
+def check_target_values(target: Tensor, classes: int) -> None:
+    """Raises ValueError where indices are out of range, or probabilities are none. Waits for the target's device."""
+    if target.numel() == 0:
+        return
+    if target.is_floating_point():
+        sums = target.detach().float().sum(1)
+        if (((sums - 1).abs() > SUM_TOLERANCE).any() | (target < 0).any()).tolist():
+            raise ValueError(
+                "target of probabilities must be 0 or more and sum to 1 in every row, got sums from "
+                f"{min(sums.tolist()):.4g} to {max(sums.tolist()):.4g}; several labels at once (multi-label) are no "
+                "target here"
+            )
+        return
+    values = target.tolist()
+    if max(values) >= classes or any(value < 0 and value != UNLABELLED for value in values):
+        raise ValueError(
+            f"target must hold classes from 0 to {classes - 1}, or {UNLABELLED} for an image without a label, "
+            f"got {min(values)} to {max(values)}"
+        )
+
+
+def target_class(target: Tensor | None, teacher: Tensor) -> Tensor:
     """Class indices (B,): the target's own, or the class that probabilities (B, K) make likeliest, the first of equals.
 
-    What a loss that needs one true class takes for it, as NKD's authors do.
+    What a loss that needs one true class takes for it, as NKD's authors do. Where an image has no label, the class that
+    the teacher's logits (B, K) make likeliest stands in.
     """
-    return target if target.ndim == 1 else target.argmax(1)
+    if target is None:
+        return teacher.argmax(1)
+    if target.ndim == 2:
+        return target.argmax(1)
+    return torch.where(target == UNLABELLED, teacher.argmax(1), target)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Every image's cross-entropy (B,), 0 for an image without a label. A logit of -inf is no class of its image.
+
+    `target`: class indices, or probabilities in any floating dtype. Smoothing moves its share to all classes alike.
+    """
+    if target.ndim == 1 and smoothing == 0:
+        return F.cross_entropy(logits, target, reduction="none", ignore_index=UNLABELLED)
+    log_q = F.log_softmax(logits, dim=1)
+    is_class = logits.detach() > -torch.inf
+    finite = torch.where(is_class, log_q, 0.0)
+    smooth = -finite.sum(1) / is_class.sum(1)
+    if target.ndim == 2:
+        sharp = -(target.to(logits.dtype) * finite).sum(1)
+    else:
+        sharp = F.nll_loss(log_q, target, reduction="none", ignore_index=UNLABELLED)
+        smooth = smooth.masked_fill(target == UNLABELLED, 0.0)
+    return (1 - smoothing) * sharp + smoothing * smooth
 
 
 def check_sample_weight(sample_weight: Tensor | None, batch: int) -> None:

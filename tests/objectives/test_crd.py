@@ -44,12 +44,12 @@ def test_is_the_formula() -> None:
     z = None
     for seed in (1, 2):
         student_memory, teacher_memory = (
-            term(objective).student_memory.tolist(),
-            term(objective).teacher_memory.tolist(),
+            term(objective).memory.student_memory.tolist(),
+            term(objective).memory.teacher_memory.tolist(),
         )
         student, teacher = (value.tolist() for value in embeddings(objective))
         torch.manual_seed(seed)
-        negatives = term(objective).negatives.draw(indices)
+        negatives = term(objective).memory.draw.draw(indices)
         columns = torch.cat((indices[:, None], negatives), dim=1).tolist()
         expected, z = formulas.crd(student, teacher, student_memory, teacher_memory, columns, 0.07, z)
         assert_close(step(objective, seed).components["crd"], torch.tensor(expected, dtype=torch.float64))
@@ -62,7 +62,7 @@ def test_memory_moves_half_way_and_keeps_its_norm() -> None:
     values = dict(zip(("student", "teacher"), embeddings(objective), strict=True))
     step(objective, 1)
     for name, value in values.items():
-        memory, old = (state[f"base.{name}_memory"] for state in (dict(objective.named_buffers()), before))
+        memory, old = (state[f"base.memory.{name}_memory"] for state in (dict(objective.named_buffers()), before))
         expected = torch.nn.functional.normalize(0.5 * old[indices] + 0.5 * value, dim=1)
         assert_close(memory[indices], expected)
         untouched = torch.ones(ROWS, dtype=torch.bool).index_fill(0, indices, False)
@@ -121,7 +121,8 @@ def test_resumes_as_if_never_stopped() -> None:
     torch.save({"objective": first[0].state_dict(), "optimizer": first[1].state_dict()}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    assert {"base.student_memory", "base.teacher_memory", "base.log_normalizers"} < set(saved["objective"])
+    memory = {f"base.memory.{name}_memory" for name in ("student", "teacher")}
+    assert memory | {"base.log_normalizers"} < set(saved["objective"])
     second = fresh(1)
     second[0].load_state_dict(saved["objective"])
     second[1].load_state_dict(saved["optimizer"])
@@ -204,4 +205,159 @@ class TestIndexedDataset:
 
 
 def test_the_examples_options_are_used() -> None:
-    assert term(objective_of("crd")).student_memory.shape == (ROWS, CRD_OPTIONS["embedding_size"])
+    assert term(objective_of("crd")).memory.student_memory.shape == (ROWS, CRD_OPTIONS["embedding_size"])
+
+
+def overflowed(images: int) -> Any:
+    """A batch whose second image has an inf in its map."""
+    batch = example(seed=images)
+    features = map_and_head(batch.student)[0].detach().clone()
+    features[1, 0, 0, 0] = torch.inf
+    return batch._replace(student=batch.student._replace(features=features))
+
+
+@pytest.mark.parametrize("memory", [{}, {"memory_size": 24, "dataset_size": None}], ids=["data set", "queue"])
+class TestMemory:
+    """Both kinds: what they take in, and when they stand still."""
+
+    def made(self, memory: dict[str, Any]) -> Objective:
+        return objective_of("crd", **memory).double()
+
+    def test_a_bad_image_stays_out(self, memory: dict[str, Any]) -> None:
+        """Also where it comes in the first batch, by which Z is set."""
+        objective = self.made(memory)
+        batch = overflowed(0)
+        with pytest.warns(UserWarning, match="CRD leaves out images whose embedding is not finite"):
+            out = objective(*batch[:3], indices=batch.indices)
+        assert out.total.isnan()
+        assert term(objective).memory.left_out == 1
+        assert all(value.isfinite().all() for value in objective.state_dict().values())
+        for seed in range(3):
+            assert step(objective, seed, images=seed).total.isfinite()
+        objective(*batch[:3], indices=batch.indices)  # told once: a second warning would be an error here
+        assert term(objective).memory.left_out == 2
+
+    def test_only_bad_images_leave_z_open(self, memory: dict[str, Any]) -> None:
+        objective = self.made(memory)
+        batch = example()
+        nan = batch.student._replace(features=torch.full_like(map_and_head(batch.student)[0], torch.nan))
+        with pytest.warns(UserWarning, match="CRD leaves out"):
+            objective(nan, *batch[1:3], indices=batch.indices)
+        assert term(objective).log_normalizers.isnan().all()
+        assert step(objective, 1).total.isfinite()
+
+    @pytest.mark.parametrize("way", ["eval", "no_grad"])
+    def test_stands_still(self, memory: dict[str, Any], way: str) -> None:
+        objective = self.made(memory)
+        step(objective, 0)
+        before = {name: value.clone() for name, value in objective.state_dict().items()}
+        objective.train(way != "eval")
+        with torch.set_grad_enabled(way != "no_grad"):
+            assert step(objective, 1).total.isfinite()
+        assert_close(objective.state_dict(), before, rtol=0, atol=0)
+        objective.train()
+        step(objective, 1)
+        assert not torch.equal(
+            objective.state_dict()["base.memory.student_memory"], before["base.memory.student_memory"]
+        )
+
+    @pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors", "reentrant"])
+    def test_under_checkpoint(self, memory: dict[str, Any], reentrant: bool) -> None:
+        """Losses, gradients and memory of three steps, as without it."""
+        from torch.utils.checkpoint import checkpoint
+
+        results = []
+        for is_checkpointed in (False, True):
+            objective = self.made(memory)
+            found: list[Tensor] = []
+            for seed in range(3):
+                batch = example(seed=seed)
+                torch.manual_seed(seed)
+
+                def loss(features: Tensor, batch: Any = batch, objective: Objective = objective) -> Tensor:
+                    student = batch.student._replace(features=features)
+                    total: Tensor = objective(student, *batch[1:3], indices=batch.indices).total
+                    return total
+
+                features = map_and_head(batch.student)[0]
+                total = checkpoint(loss, features, use_reentrant=reentrant) if is_checkpointed else loss(features)
+                assert isinstance(total, Tensor)
+                total.backward()
+                assert features.grad is not None
+                found += [total.detach(), features.grad]
+                found += [parameter.grad.clone() for parameter in objective.parameters() if parameter.grad is not None]
+            results.append((found, objective.state_dict()))
+        assert_close(*results, rtol=1e-12, atol=1e-12)
+
+    def test_resumes(self, memory: dict[str, Any]) -> None:
+        one, other = self.made(memory), self.made(memory)
+        for seed in range(3):
+            step(one, seed, images=seed)
+        other.load_state_dict(one.state_dict())
+        assert_close(*(step(objective, 7, images=3).total for objective in (one, other)), rtol=0, atol=0)
+
+
+class TestQueue:
+    def test_holds_the_latest_images(self) -> None:
+        objective = objective_of("crd", memory_size=15, dataset_size=None).double()
+        latest: list[Tensor] = []
+        for seed in range(4):
+            latest += embeddings_of(objective, seed)
+            step(objective, seed, images=seed)
+        memory = term(objective).memory
+        assert int(memory.position) == 4 * 6 % 15
+        newest = torch.stack(latest[-15:])
+        order = (memory.position + torch.arange(15)) % 15
+        assert_close(memory.student_memory[order], newest)
+
+    def test_is_the_formula(self) -> None:
+        """The positive is the other network's embedding; a row that holds the image itself counts nothing."""
+        objective = objective_of("crd", memory_size=15, dataset_size=None, reduction="none").double()
+        step(objective, 0, images=0)
+        memory, log_z = term(objective).memory, term(objective).log_normalizers.clone()
+        batch = example(seed=0)
+        torch.manual_seed(5)
+        columns = torch.randint(15, (6, 12))
+        student, teacher = embeddings(objective)
+        expected = torch.zeros(6, dtype=torch.float64)
+        for one, other, rows, z in (
+            (student, teacher, memory.teacher_memory, log_z[0]), (teacher, student, memory.student_memory, log_z[1])
+        ):  # fmt: skip
+            positive = ((one * other).sum(1) / 0.07 - z).exp()
+            expected += -(positive / (positive + 12 / 15)).log()
+            negative = ((one @ rows.t()).gather(1, columns) / 0.07 - z).exp()
+            apart = -((12 / 15) / (negative + 12 / 15)).log()
+            is_own = memory.images[columns] == batch.indices[:, None]
+            assert is_own.any()
+            expected += apart.masked_fill(is_own, 0.0).sum(1)
+        assert_close(step(objective, 5, images=0).components["crd"], expected.detach())
+
+    def test_needs_no_indices(self) -> None:
+        batch = example()
+        objective = objective_of("crd", memory_size=15, dataset_size=None).double()
+        assert objective(*batch[:3]).total.isfinite()
+        assert objective.settings()["negatives"] == "the latest images"
+        assert objective.settings()["memory_size"] == 15
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"memory_size": 20}, "leave out dataset_size and labels"),
+            ({"memory_size": 20, "dataset_size": None, "labels": [0, 1]}, "leave out dataset_size and labels"),
+            ({"dataset_size": None}, "'crd' needs the option dataset_size, an int, or memory_size for a queue"),
+            ({"memory_size": 1, "dataset_size": None}, "memory_size must be 2 or more, got 1"),
+        ],
+    )
+    def test_wrong_sizes(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            objective_of("crd", **options)
+
+    def test_a_batch_that_is_too_large(self) -> None:
+        with pytest.raises(ValueError, match="memory_size must be at least the batch, 6 images, got 5"):
+            step(objective_of("crd", memory_size=5, dataset_size=None).double(), 0)
+
+
+def embeddings_of(objective: Objective, images: int) -> list[Tensor]:
+    """The student's, image by image."""
+    pooled = map_and_head(example(seed=images).student)[0].detach().mean((2, 3))
+    return list(torch.nn.functional.normalize(term(objective).student_embedding(pooled), dim=1).detach())

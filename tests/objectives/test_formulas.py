@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from icd_kernels import ICDLoss, region_logits, sdd_loss
 
-SETTINGS = {"temperature": 3.0, "alpha": 0.7, "beta": 2.5, "gamma": 1.3}
+SETTINGS: dict[str, Any] = {"temperature": 3.0, "alpha": 0.7, "beta": 2.5, "gamma": 1.3}
 
 
 def local_logits(classes: int = CLASSES, regions: int = 21, batch: int = 4, size: float = 2.0) -> tuple[Tensor, ...]:
