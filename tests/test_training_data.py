@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,21 @@ def test_test_images_are_in_order(folder: Path) -> None:
     assert torch.equal(photos.test_images_of(torch.tensor([3]))[0], batches[1].images[0])
 
 
+def test_unchanged_images_are_those_in_order(folder: Path) -> None:
+    """What a cached teacher saw is what its students see."""
+    photos = read_folder(folder, CPU, workers=0)
+    for file in photos.train.files[:12]:
+        noise = torch.randint(256, (280, 300, 3), dtype=torch.uint8).numpy()
+        image_module.fromarray(noise).save(file)
+    photos = dataclasses.replace(photos, train=photos.train.at(torch.arange(12)))
+    in_order = torch.cat([batch.images for batch in photos.ordered_train_batches(4)])
+    rows = torch.arange(2, len(photos.train_labels))
+    for batch in photos.unchanged().train_batches(rows, 3, seed=1, epoch=2):
+        assert torch.equal(batch.images, in_order[rows[batch.indices]])
+    changed = next(photos.train_batches(rows, 3, seed=1, epoch=2))
+    assert not torch.equal(changed.images, in_order[rows[changed.indices]])
+
+
 def test_what_is_wrong_with_a_folder_is_named(folder: Path) -> None:
     photos = read_folder(folder, CPU, workers=0)
     with pytest.raises(UsageError, match=r"10 do not fill one of 64: lower --batch-size"):
@@ -105,6 +121,15 @@ def test_cub200_is_photographs(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     loaded = sources.load(parse(["--data", "cub200"]), CPU)
     assert isinstance(loaded, Photographs)
     assert loaded.train == photos.train
+
+
+def test_unchanged_images_in_memory(images: Images) -> None:
+    for loaded in (images, dataclasses.replace(images, augment=cifar100.augmented)):
+        in_order = torch.cat([batch.images for batch in loaded.ordered_train_batches(7)])
+        assert torch.equal(in_order, images.train_images)
+        rows = torch.arange(3, 30)
+        for batch in loaded.unchanged().train_batches(rows, 8, seed=0, epoch=0):
+            assert torch.equal(batch.images, in_order[rows[batch.indices]])
 
 
 @pytest.fixture

@@ -160,3 +160,42 @@ def test_gradients_are_clipped_together() -> None:
     trainer.train_epoch([batch], epoch=1)
     moved = [(parameter.detach() - old).flatten() for parameter, old in zip(network.parameters(), before, strict=True)]
     assert float(torch.cat(moved).norm()) == pytest.approx(0.001, rel=1e-3)
+
+
+class TestCachedTeacher:
+    def test_trains_as_the_teacher_itself_would(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """But for float16: on unchanged images, in every method of logits; the second run reads the file."""
+        from training.cached_teacher import CachedTeacher
+        from training.data import Images
+
+        methods = ["--seeds", "1", "--methods", "kd,sd-dkd,icd-nkd,icd-kd", "--no-local-base"]
+        cached = run(tmp_path / "cached", "--cache-teacher", *methods)
+        (kept,) = (tmp_path / "cached" / "teachers").glob("*-outputs-*.pt")
+        content = torch.load(kept, weights_only=True)
+        assert content["logits"].dtype == content["regions"].dtype == torch.float16
+        assert content["regions"].shape == (*content["logits"].shape, 21)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("training.cached_teacher._outputs", None)
+            assert run(tmp_path / "cached", "--cache-teacher", "--overwrite", *methods) == cached
+
+            class Live:
+                def __init__(self, teacher: Any, images: Images, *_: Any) -> None:
+                    self.teacher, self.images = teacher, images
+
+                def at(self, rows: torch.Tensor) -> Any:
+                    return lambda batch: self.teacher(self.images.train_images[rows[batch.indices]])
+
+            patch.setattr(CachedTeacher, "load_or_run", Live)
+            expected = run(tmp_path / "live", "--cache-teacher", *methods)
+        for got, row in zip(cached, expected, strict=True):
+            assert {name: pytest.approx(value, rel=2e-2) for name, value in row.items() if "train" in name} == {
+                name: value for name, value in got.items() if "train" in name
+            }
+
+    @pytest.mark.parametrize("method", ["sp", "crd"])
+    def test_is_not_for_methods_of_maps(self, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert train_example.main([*TINY, "--cache-teacher", "--methods", f"kd,{method}"]) == 2
+        assert f"--cache-teacher keeps the teacher's logits, and {method} of --methods read its maps" in (
+            capsys.readouterr().err
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +62,12 @@ class DataSet(Protocol):
     def steps_per_epoch(self, count: int, batch_size: int) -> int:
         """How many batches an epoch over `count` images has."""
 
+    def unchanged(self) -> DataSet:
+        """The same, whose training images are not moved, cropped at random or mirrored."""
+
+    def ordered_train_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All training images, in their order and unchanged."""
+
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """All test images, in their order."""
 
@@ -106,6 +112,13 @@ class Images:
 
     def steps_per_epoch(self, count: int, batch_size: int) -> int:
         return -(-count // batch_size)
+
+    def unchanged(self) -> Images:
+        return replace(self, max_shift=0, augment=None)
+
+    def ordered_train_batches(self, batch_size: int) -> Iterator[Batch]:
+        for rows in torch.arange(len(self.train_labels), device=self.train_labels.device).split(batch_size):
+            yield Batch(self.train_images[rows], self.train_labels[rows], rows)
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         for rows in torch.arange(len(self.test_labels), device=self.test_labels.device).split(batch_size):

@@ -15,6 +15,7 @@ from torch import Tensor
 from icd_kernels import ICDLoss
 from training import checkpoint, data, networks, sources
 from training.board import Board
+from training.cached_teacher import CachedTeacher
 from training.comparison import write_comparison
 from training.curves import write_curves
 from training.data import DataSet
@@ -51,7 +52,11 @@ def run(options: Options, processes: Processes = ALONE) -> None:
         teacher = Teacher(images, settings, options.cache, device, processes)
         with Progress(images, teacher, state, is_shown=processes.is_first) as progress, closing(board):
             network = teacher.finish(progress.teacher_epoch)
-            experiment = Experiment(images, network, icd, state, processes)
+            outputs = None
+            if settings["cache_teacher"]:
+                keep = partial(CachedTeacher.load_or_run, network, images, settings, teacher.path)
+                outputs = processes.after_first(keep)
+            experiment = Experiment(images, network, icd, state, processes, outputs)
             experiment.finish(progress.student_epoch, board.add)
         processes.from_first(experiment.write_results)
     if processes.is_first:
@@ -123,9 +128,17 @@ class Experiment:
     """
 
     def __init__(
-        self, images: DataSet, teacher: Network, icd: ICDLoss, state: State, processes: Processes = ALONE
+        self,
+        images: DataSet,
+        teacher: Network,
+        icd: ICDLoss,
+        state: State,
+        processes: Processes = ALONE,
+        outputs: CachedTeacher | None = None,
     ) -> None:
-        self.images = images
+        """`outputs`: the teacher's of every training image, where they are kept; students see these unchanged."""
+        self.images = images if outputs is None else images.unchanged()
+        self.outputs = outputs
         self.teacher = teacher
         self.icd = icd
         self.state = state
@@ -151,7 +164,7 @@ class Experiment:
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
         shape = images.channels, images.side, images.classes
         student = networks.make(settings["student"], "student", *shape, seed).to(rows.device)
-        loss = self._loss(method, student, images.train_labels[rows], seed)
+        loss = self._loss(method, student, rows, seed)
         optimization = Optimization(settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip")))
         steps = images.steps_per_epoch(len(rows), settings["batch_size"])
         trainer = Trainer(student, loss, optimization, self._schedule(method, steps), self.processes)
@@ -201,11 +214,14 @@ class Experiment:
         warmup_epochs = settings["warmup_epochs"] if method == "ldrld" else 0
         return Schedule(settings["epochs"], steps, settings["schedule"], settings["milestones"], warmup_epochs)
 
-    def _loss(self, method: str, student: Network, labels: Tensor, seed: int) -> Loss:
+    def _loss(self, method: str, student: Network, rows: Tensor, seed: int) -> Loss:
         if method == NO_DISTILLATION:
             return CrossEntropy()
         channels = student.map_channels, self.teacher.map_channels
-        return Distillation(self.teacher, make_student_objective(method, self.settings, labels, channels, seed))
+        objective = make_student_objective(method, self.settings, self.images.train_labels[rows], channels, seed)
+        if self.outputs is not None:
+            return Distillation(self.outputs.at(rows), objective)
+        return Distillation(lambda batch: self.teacher(batch.images), objective)
 
     def _probe(self, name: str, student: Network) -> None:
         """Keeps what the Gram figure shows."""

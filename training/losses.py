@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icd_kernels import NetworkOutput
 from icd_kernels.objectives import Objective
 from training.data import Batch
 from training.networks import Network
 
 Terms = dict[str, Tensor]
 """The loss as "loss", and by their names its parts, each a scalar before its weight: "ce", the base's, "icd"."""
+
+
+TeacherOutputs = Callable[[Batch], NetworkOutput]
+"""What the teacher says of a batch, whether it is run or has been."""
 
 
 class Loss(Protocol):
@@ -40,13 +46,13 @@ class CrossEntropy:
 class Distillation:
     """A method's objective against the teacher."""
 
-    def __init__(self, teacher: Network, objective: Objective) -> None:
+    def __init__(self, teacher: TeacherOutputs, objective: Objective) -> None:
         self.teacher = teacher
         self.module = objective
 
     def __call__(self, network: Network, batch: Batch, epoch: int) -> Terms:
         with torch.no_grad():
-            teacher = self.teacher(batch.images)
+            teacher = self.teacher(batch)
         output = self.module(network(batch.images), teacher, batch.labels, epoch=epoch, indices=batch.indices)
         return {"loss": output.total, **output.components}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ class Photographs:
     test: Photos
     device: torch.device
     workers: int
+    is_changed: bool = True
+    """Whether training images are cropped at random and mirrored."""
 
     @property
     def train_labels(self) -> Tensor:
@@ -53,7 +55,9 @@ class Photographs:
     ) -> Iterator[Batch]:
         photos = self.train.at(rows.cpu())
         order = torch.randperm(len(rows), generator=generator("epoch", seed, epoch))  # as `squares.epoch_batches` draws
-        batches = squares.epoch_batches(photos, batch_size, seed, epoch, self.device, self.workers, share)
+        batches = squares.epoch_batches(
+            photos, batch_size, seed, epoch, self.device, self.workers, share, is_changed=self.is_changed
+        )
         for (images, labels), indices in zip(batches, order.split(batch_size), strict=False):
             yield Batch(images, labels, indices[share].to(self.device))
 
@@ -65,9 +69,18 @@ class Photographs:
             )
         return count // batch_size
 
+    def unchanged(self) -> Photographs:
+        return replace(self, is_changed=False)
+
+    def ordered_train_batches(self, batch_size: int) -> Iterator[Batch]:
+        return self._ordered(self.train, batch_size)
+
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        batches = squares.ordered_batches(self.test, batch_size, self.device, self.workers)
-        rows = torch.arange(len(self.test.files), device=self.device).split(batch_size)
+        return self._ordered(self.test, batch_size)
+
+    def _ordered(self, photos: Photos, batch_size: int) -> Iterator[Batch]:
+        batches = squares.ordered_batches(photos, batch_size, self.device, self.workers)
+        rows = torch.arange(len(photos.files), device=self.device).split(batch_size)
         for (images, labels), indices in zip(batches, rows, strict=True):
             yield Batch(images, labels, indices)
 

@@ -11,6 +11,7 @@ from icd_kernels import BackendUnavailableError, ICDLoss
 from icd_kernels.backends import choose
 from icd_kernels.objectives import Objective, make_objective
 from icd_kernels.objectives.icd import icd_weight
+from training.cached_teacher import READS_MAPS
 from training.errors import UsageError
 from training.options import NO_DISTILLATION, Options
 from training.processes import ALONE, Processes
@@ -99,6 +100,7 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
         "warmup_epochs": share if options.warmup_epochs is None else options.warmup_epochs,
         "milestones": _milestones(options),
         "baseline": _baseline(options),
+        "cache_teacher": options.cache_teacher,
         "backend": icd.backend,
         "device": str(device) if processes == 1 else device.type,
         "threads": options.threads,
@@ -157,6 +159,12 @@ def _check_objectives(settings: dict[str, Any]) -> None:
         raise UsageError(
             "--methods must not have crd in several processes, whose memories of the images would differ, got "
             f"{settings['processes']} processes: leave it out, or start without torchrun"
+        )
+    read_maps = [method for method in settings["methods"] if method in READS_MAPS]
+    if settings["cache_teacher"] and read_maps:
+        raise UsageError(
+            f"--cache-teacher keeps the teacher's logits, and {', '.join(read_maps)} of --methods read its maps: leave "
+            "one of them out"
         )
     for method in settings["methods"]:
         try:

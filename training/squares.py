@@ -48,17 +48,19 @@ def epoch_batches(
     device: torch.device,
     workers: int = 0,
     share: slice = WHOLE,
+    *,
+    is_changed: bool = True,
 ) -> Batches:
     """One epoch, in an order, with crops and mirrored images that depend on (seed, epoch) alone.
 
-    The short side is resized to 256 pixels; a square of 224 is cut out at random and mirrored half of the time. Images
-    that do not fill a batch are left out. `share` is what of every batch is given, and no more is decoded. `workers`
-    processes decode; 0 decodes here.
+    The short side is resized to 256 pixels; a square of 224 is cut out at random and mirrored half of the time, or
+    without `is_changed` cut out of the middle. Images that do not fill a batch are left out. `share` is what of every
+    batch is given, and no more is decoded. `workers` processes decode; 0 decodes here.
     """
     count = len(photos.files)
     draws = generator("epoch", seed, epoch)
     shuffled = photos.at(torch.randperm(count, generator=draws))
-    squares = _Squares(shuffled, torch.rand(count, 3, generator=draws))
+    squares = _Squares(shuffled, torch.rand(count, 3, generator=draws) if is_changed else None)
     batches = torch.arange(count).split(batch_size)
     shares = [batch[share].tolist() for batch in batches if len(batch) == batch_size]
     return _batches(DataLoader(squares, batch_sampler=shares, num_workers=workers), device)

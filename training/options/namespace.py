@@ -30,6 +30,7 @@ class Options(argparse.Namespace):
     teacher_lr: float
     teacher_seed: int
     cache: Path
+    cache_teacher: bool
     baseline: str | None
     kd_weight: float
     kd_temperature: float

@@ -41,6 +41,13 @@ def add_teacher(group: argparse._ArgumentGroup) -> None:
         help="the teacher's own seed (default: %(default)s)",
     )
     add(
+        "--cache-teacher",
+        action="store_true",
+        help="run the teacher once on every training image and keep its logits and local logits, in float16, beside it "
+        "in --cache; students then see the images unchanged: not moved, cropped at random or mirrored. Not for sp and "
+        "crd, which read its maps (default: off)",
+    )
+    add(
         "--cache",
         type=Path,
         default=Path("runs/teachers"),
