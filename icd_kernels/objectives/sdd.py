@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -146,9 +147,11 @@ def sdd_loss(
     dtype = compute_dtype(student_logits, teacher_logits)
     with torch.autocast(student_logits.device.type, enabled=False):
         student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
-        masked = masked_classes(student, teacher)
-        whole = None if masked is None else masked[:, :, 0]
+        whole = masked_classes(student[:, :, 0], teacher[:, :, 0])
         classes = target_class(target, without_masked(teacher[:, :, 0], whole))
+        # The fused operator sees by itself which classes are masked.
+        is_fused = not standardize and _fused(student, options, released, backend) is not None
+        masked = None if is_fused else masked_classes(student, teacher)
         rows = weighted_rows(
             method, student, teacher, classes, options, masked, complementary_weight, released, backend
         )
@@ -179,8 +182,8 @@ def weighted_rows(
     if getattr(options, "standardize", False):
         student, teacher = standardized(student, masked), standardized(teacher, masked)
     student, teacher = without_masked(student, masked), without_masked(teacher, masked)
-    fused = choose(backend, student.device.type).row_losses
-    if fused is not None and not released and isinstance(options.temperature, float):
+    fused = _fused(student, options, released, backend)
+    if fused is not None:
         return fused(student, teacher, target, method.factors(options), options.temperature, complementary_weight)
     if not released:
         rows = method.rows(student, teacher, target, options)
@@ -189,6 +192,12 @@ def weighted_rows(
     if student.shape[2] == 1 or complementary_weight == 1:
         return rows
     return rows * complementary(teacher, target).to(rows.dtype).mul_(complementary_weight - 1).add_(1)
+
+
+def _fused(logits: Tensor, options: Any, released: bool, backend: str) -> Callable[..., Tensor] | None:
+    """The backend's operator where it has one that can do this."""
+    is_possible = not released and isinstance(options.temperature, float)
+    return choose(backend, logits.device.type).row_losses if is_possible else None
 
 
 def complementary(teacher: Tensor, target: Tensor) -> Tensor:

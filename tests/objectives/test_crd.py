@@ -311,26 +311,36 @@ class TestQueue:
         assert_close(memory.student_memory[order], newest)
 
     def test_is_the_formula(self) -> None:
-        """The positive is the other network's embedding; a row that holds the image itself counts nothing."""
+        """The positive is the other network's embedding, a constant; a row that is the image itself counts nothing."""
         objective = objective_of("crd", memory_size=15, dataset_size=None, reduction="none").double()
         step(objective, 0, images=0)
         memory, log_z = term(objective).memory, term(objective).log_normalizers.clone()
         batch = example(seed=0)
         torch.manual_seed(5)
         columns = torch.randint(15, (6, 12))
-        student, teacher = embeddings(objective)
+        layers = (term(objective).student_embedding, term(objective).teacher_embedding)
+        maps = [map_and_head(network)[0] for network in batch[:2]]
+        student, teacher = (
+            torch.nn.functional.normalize(layer(x.mean((2, 3))), dim=1) for layer, x in zip(layers, maps, strict=True)
+        )
         expected = torch.zeros(6, dtype=torch.float64)
         for one, other, rows, z in (
             (student, teacher, memory.teacher_memory, log_z[0]), (teacher, student, memory.student_memory, log_z[1])
         ):  # fmt: skip
-            positive = ((one * other).sum(1) / 0.07 - z).exp()
-            expected += -(positive / (positive + 12 / 15)).log()
-            negative = ((one @ rows.t()).gather(1, columns) / 0.07 - z).exp()
+            positive = ((one * other.detach()).sum(1) / 0.07 - z).exp()
+            expected = expected - (positive / (positive + 12 / 15)).log()
+            negative = ((one @ rows.clone().t()).gather(1, columns) / 0.07 - z).exp()
             apart = -((12 / 15) / (negative + 12 / 15)).log()
             is_own = memory.images[columns] == batch.indices[:, None]
             assert is_own.any()
-            expected += apart.masked_fill(is_own, 0.0).sum(1)
-        assert_close(step(objective, 5, images=0).components["crd"], expected.detach())
+            expected = expected + apart.masked_fill(is_own, 0.0).sum(1)
+        leaves = [maps[0], *objective.parameters()]
+        torch.manual_seed(5)
+        out = objective(*batch[:3], indices=batch.indices)
+        assert_close(out.components["crd"], expected.detach())
+        ce = torch.nn.functional.cross_entropy(batch.student.logits, batch.target)
+        got, wanted = (torch.autograd.grad(x, leaves) for x in (out.total.sum() - ce, 0.8 * expected.sum()))
+        assert_close(got, wanted)
 
     def test_needs_no_indices(self) -> None:
         batch = example()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from networks import CRD_OPTIONS, EVERY_METHOD, LOGIT_METHODS, Example, example, map_and_head, objective_of
@@ -39,6 +41,66 @@ def test_gradcheck(method: str, backend: str, classes: int) -> None:
         total_of(objective, batch, batch.leaves)  # sets the normalizers
     objective.eval()
     assert gradcheck(lambda *leaves: total_of(objective, batch, leaves), batch.leaves)
+
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "pairs": {"num_classes": 3, "student_classes": [4, 0, 7], "teacher_classes": [8, 2, 3]},
+    "without a target": {"ce_weight": 0},
+    "unlabelled": {},
+    "masked": {"label_smoothing": 0.1},
+    "standardized": {"standardize": True},
+    "queue": {"memory_size": 9, "dataset_size": None},
+}
+
+
+def varied(batch: Example, variation: str) -> Example:
+    """The batch that the options of a variation are for."""
+    if variation == "without a target":
+        return batch._replace(target=None)  # type: ignore[arg-type]
+    if variation == "unlabelled":
+        return batch._replace(target=torch.where(torch.arange(len(batch.target)) == 1, -100, batch.target))
+    if variation == "masked":
+        logits = batch.teacher.logits.detach().clone()
+        logits[0, [k for k in (2, 5, 6) if k != batch.target[0]]] = -torch.inf
+        return batch._replace(teacher=batch.teacher._replace(logits=logits))
+    return batch
+
+
+def has_variation(method: str, variation: str) -> bool:
+    if variation == "standardized":
+        return method.endswith("kd") and not method.endswith("nkd")
+    return method == "crd" or variation != "queue"
+
+
+VARIED = [(method, name) for name in VARIATIONS for method in EVERY_METHOD if has_variation(method, name)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("method", "variation"), [each for each in VARIED if each[1] != "queue"])
+def test_gradcheck_of_variations(method: str, variation: str, backend: str) -> None:
+    """But of CRD's queue, whose positives are constants that come from the student too (test_crd.py)."""
+    batch = varied(example(batch=2, size=1.0, heights=(2, 3)), variation)
+    objective = objective_of(method, backend=backend, reduction="none", **VARIATIONS[variation]).double()
+    if method == "crd":
+        total_of(objective, batch, batch.leaves)
+    objective.eval()
+    assert gradcheck(lambda *leaves: total_of(objective, batch, leaves), batch.leaves)
+
+
+@pytest.mark.parametrize(("method", "variation"), VARIED)
+def test_variations_compile_in_one_graph(method: str, variation: str) -> None:
+    batch = varied(example(torch.float32), variation)
+    objective = objective_of(method, backend="auto", **VARIATIONS[variation]).eval()
+    expected = total_of(objective, batch, batch.leaves)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def total(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        student = NetworkOutput(logits, features, (weight, bias))
+        return objective(student, batch.teacher, batch.target, epoch=10, indices=batch.indices).total
+
+    torch.manual_seed(3)
+    assert_close(total(*batch.leaves), expected)
 
 
 @pytest.mark.parametrize("base", ["kd", "dkd", "nkd"])
