@@ -14,14 +14,12 @@ from torch import Tensor
 
 from icd_kernels.options import NORM_FLOOR
 
-_EMPTY = -1e24
-"""Below every logit and above classes.MASKED over any temperature: what the others sum to where all are masked."""
-
 
 class SplitRows(NamedTuple):
     """A row cut around its true class, which needs no mask and leaves K - 1 numbers.
 
-    With K = 2 one class is left: its probability is 1 whatever the logits, so what is computed among the others is 0.
+    With K = 2 one class is left: its probability is 1 whatever the logits, so what is computed among the others is 0. So
+    it is where all others are masked: classes.MASKED is so large that log_others rounds to 0.
     """
 
     margin: Tensor
@@ -36,7 +34,7 @@ def split_rows(logits: Tensor, target: Tensor) -> SplitRows:
     true = logits.gather(1, index.expand(-1, 1, logits.shape[2])).squeeze(1)  # [B, N]
     classes = torch.arange(logits.shape[1] - 1, device=logits.device)[None, :, None]
     others = torch.where(classes < index, logits[:, :-1], logits[:, 1:])  # [B, K-1, N]
-    log_others_sum = others.logsumexp(1).clamp_min(_EMPTY)
+    log_others_sum = others.logsumexp(1)
     return SplitRows(true - log_others_sum, others - log_others_sum[:, None])
 
 

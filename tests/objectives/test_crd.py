@@ -261,10 +261,10 @@ class TestMemory:
             objective.state_dict()["base.memory.student_memory"], before["base.memory.student_memory"]
         )
 
-    @pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors", "reentrant"])
-    def test_under_checkpoint(self, memory: dict[str, Any], reentrant: bool) -> None:
-        """Losses, gradients and memory of three steps, as without it."""
-        from torch.utils.checkpoint import checkpoint
+    @pytest.mark.parametrize("way", ["saved tensors", "to the end", "reentrant"])
+    def test_under_checkpoint(self, memory: dict[str, Any], way: str) -> None:
+        """Losses, gradients and memory of three steps, as without it; also where the second forward runs to its end."""
+        from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
         results = []
         for is_checkpointed in (False, True):
@@ -280,7 +280,9 @@ class TestMemory:
                     return total
 
                 features = map_and_head(batch.student)[0]
-                total = checkpoint(loss, features, use_reentrant=reentrant) if is_checkpointed else loss(features)
+                with set_checkpoint_early_stop(way != "to the end"):
+                    reentrant = way == "reentrant"
+                    total = checkpoint(loss, features, use_reentrant=reentrant) if is_checkpointed else loss(features)
                 assert isinstance(total, Tensor)
                 total.backward()
                 assert features.grad is not None
