@@ -10,6 +10,9 @@
 #define ICD_LAYOUT "SymInt[] size, SymInt[] stride, ScalarType dtype, ScalarType bias_dtype"
 
 TORCH_LIBRARY(icd_kernels, library) {
+  library.def("region_features(Tensor features, int[] scales) -> Tensor");
+  library.def(
+      "region_features_backward(Tensor grad, SymInt[] size, SymInt[] stride, ScalarType dtype, int[] scales) -> Tensor");
   library.def(
       "region_logits(Tensor features, Tensor weight, Tensor? bias, int[] scales, str pyramid, bool save_pooled)"
       " -> (Tensor logits, Tensor pooled)");

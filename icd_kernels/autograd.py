@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
+from icd_kernels.geometry import nested_means
 from icd_kernels.options import Options
 
 
@@ -50,6 +51,15 @@ def icd_loss(
         return ICDLossFunction.apply(operators, *tensors, options, wanted)
     with torch.no_grad():  # the teacher may require a gradient; the loss does not
         return _namespace(operators).icd_loss(*tensors, *options, False, False)[0]
+
+
+def region_features(operators: str, features: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
+    """Pooled features by the operators of namespace `operators`."""
+    refuse_forward_mode((features,))
+    if pyramid == "adaptive":
+        return RegionFeaturesFunction.apply(operators, features, scales)
+    finest = RegionFeaturesFunction.apply(operators, features, (max(scales),))
+    return nested_means(scales, finest.dtype, finest.device) @ finest
 
 
 def region_logits(
@@ -122,6 +132,33 @@ class ICDLossFunction(Function):
                 grad_loss, saved, pooled, inputs[1], *ctx.layout, *ctx.options, ctx.wanted
             )
         return None, *_only_wanted(_once(grads, grad_loss, *inputs), ctx.wanted), None, None, None, None, None
+
+
+class RegionFeaturesFunction(Function):
+    """region_features, which is linear: its derivative and :class:`_Scattered` are each other's, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, operators: str, features: Tensor, scales: tuple[int, ...]) -> Tensor:
+        ctx.operators, ctx.scales = operators, scales
+        ctx.layout = features.shape, _dense_stride(features), features.dtype
+        return _namespace(operators, features).region_features(features, scales)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, _Scattered.apply(ctx.operators, grad, ctx.layout, ctx.scales), None
+
+
+class _Scattered(Function):
+    """The gradient by the features: every pixel collects from the cells that cover it."""
+
+    @staticmethod
+    def forward(ctx: Any, operators: str, grad: Tensor, layout: tuple[Any, ...], scales: tuple[int, ...]) -> Tensor:
+        ctx.operators, ctx.scales, ctx.dtype = operators, scales, grad.dtype
+        return _namespace(operators, grad).region_features_backward(grad, *layout, scales)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, RegionFeaturesFunction.apply(ctx.operators, grad.to(ctx.dtype), ctx.scales), None, None
 
 
 class RegionLogitsFunction(Function):

@@ -80,12 +80,8 @@ def _metadata(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...] | None:
 
 def check_network(features: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = "") -> None:
     """One network's feature map (B, C, H, W), head weight (K, C) and bias (K,) or None."""
-    _check_tensor(f"{prefix}features", features, "(B, C, H, W)")
+    check_map(features, f"{prefix}features")
     _check_tensor(f"{prefix}weight", weight, "(K, C)")
-    if min(features.shape[1:]) < 1:
-        raise ValueError(
-            f"{prefix}features must have at least one channel and pixel, got shape {tuple(features.shape)}"
-        )
     if weight.shape[0] < 2:
         raise ValueError(f"{prefix}weight must have at least 2 classes (rows), got shape {tuple(weight.shape)}")
     if weight.shape[1] != features.shape[1]:
@@ -99,6 +95,13 @@ def check_network(features: Tensor, weight: Tensor, bias: Tensor | None, prefix:
     _check_tensor(f"{prefix}bias", bias, "(K,)")
     _check_agree(f"{prefix}bias", bias, f"{prefix}weight", weight, 0, "number of classes")
     _check_device(f"{prefix}bias", bias, f"{prefix}features", features)
+
+
+def check_map(features: Tensor, name: str = "features") -> None:
+    """A feature map (B, C, H, W) by itself."""
+    _check_tensor(name, features, "(B, C, H, W)")
+    if min(features.shape[1:]) < 1:
+        raise ValueError(f"{name} must have at least one channel and pixel, got shape {tuple(features.shape)}")
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, scales: tuple[int, ...] | None) -> None:

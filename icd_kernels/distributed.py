@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from icd_kernels import checks
-from icd_kernels.functional import gram_kl, region_logits
+from icd_kernels.functional import gram_kl
 from icd_kernels.heads import Head, head_parameters
 from icd_kernels.module import ICDLoss
 
@@ -82,14 +82,12 @@ class GatheredICDLoss(ICDLoss):
         """As `ICDLoss.forward`, of this process's images."""
         if world_size(self.group) == 1:
             return super().forward(student_features, student_head, teacher_features, teacher_head)
-        student = (student_features, *head_parameters(student_head, "student_head"))
-        teacher = (teacher_features, *head_parameters(teacher_head, "teacher_head"))
-        checks.check_icd_inputs(*student, *teacher)
         options = self.options._asdict()
-        regions = {"scales": options["scales"], "pyramid": options.pop("pyramid"), "backend": self.backend}
-        student_logits = region_logits(*student, **regions)  # [B, K, N]
-        with torch.no_grad():
-            teacher_logits = region_logits(*teacher, **regions)
+        options.pop("pyramid")
+        student_logits, teacher_logits = self.local_logits(
+            student_features, student_head, teacher_features, teacher_head
+        )  # each [B, K, N]
+        checks.check_logits(student_logits, teacher_logits, self.options.scales)
         counts = _row_counts(student_logits, self.group, self.equal_batches)
         gathered = (_gather(logits, counts, self.group) for logits in (student_logits, teacher_logits))
         return gram_kl(*gathered, **options, backend=self.backend) * self.weight

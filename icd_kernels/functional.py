@@ -77,6 +77,35 @@ def icd_loss(
     return choose(backend, student_features.device.type).icd_loss(*tensors, checked)
 
 
+def region_features(
+    features: Tensor,
+    *,
+    scales: Iterable[int] = DEFAULT_SCALES,
+    pyramid: str = "adaptive",
+    backend: str = "auto",
+) -> Tensor:
+    """Mean features of every region of a map: what a head of any kind makes local logits of.
+
+    Args:
+        features: (B, C, H, W), any strides; float64, float32, bfloat16 or float16.
+        scales: as for :func:`icd_loss`.
+        pyramid: as for :func:`icd_loss`.
+        backend: as for :func:`icd_loss`.
+
+    Returns:
+        (B, N, C), N the sum of squared scales: scale by scale in the given order, cells row-major. float64 if the map
+        is, otherwise float32. Differentiable, any number of times.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
+        BackendUnavailableError: a named backend is not usable here.
+    """
+    checked_scales = options.check_scales(scales)
+    checked_pyramid = options.check_pyramid(pyramid)
+    checks.check_map(features)
+    return choose(backend, features.device.type).region_features(features, checked_scales, checked_pyramid)
+
+
 def region_logits(
     features: Tensor,
     weight: Tensor,

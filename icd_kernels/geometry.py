@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 
 def cell_count(scales: Sequence[int]) -> int:
     """N, the number of regions of all scales together."""
@@ -32,3 +35,18 @@ def is_folded(scales: Sequence[int], pyramid: str, height: int, width: int) -> b
 def base_scales(scales: Sequence[int], pyramid: str, height: int, width: int) -> tuple[int, ...]:
     """The scales whose cells are pooled from the map and projected: the finest alone where folded, else all."""
     return (max(scales),) if is_folded(scales, pyramid, height, width) else tuple(scales)
+
+
+def nested_means(scales: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What makes every cell of a nested pyramid of the finest scale's cells, (N, finest²): each is a mean of them."""
+    finest = max(scales)
+    means = torch.zeros(cell_count(scales), finest, finest, dtype=dtype)
+    first = 0
+    for scale in scales:
+        for row in range(scale):
+            for column in range(scale):
+                (top, bottom), (left, right) = (window(place, scale, finest) for place in (row, column))
+                cell = means[first + row * scale + column, top:bottom, left:right]
+                cell.fill_(1 / cell.numel())
+        first += scale * scale
+    return means.flatten(1).to(device)

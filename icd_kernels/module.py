@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from icd_kernels.backends import choose
+from icd_kernels.checks import check_logits, check_map
 from icd_kernels.functional import icd_loss
-from icd_kernels.heads import Head, head_parameters
+from icd_kernels.heads import Head, head_parameters, is_linear
+from icd_kernels.local_logits import local_logits
 from icd_kernels.options import (
     DEFAULT_SCALES,
     DEFAULT_TEMPERATURE,
@@ -101,13 +105,20 @@ class ICDLoss(nn.Module):
 
         Args:
             student_features: (B, C, H, W).
-            student_head: an `nn.Linear`, a 1 x 1 `nn.Conv2d`, or a (weight, bias) pair.
+            student_head: an `nn.Linear`, a 1 x 1 `nn.Conv2d`, a (weight, bias) pair; or any callable from (M, C) to
+                (M, K), which is then applied to the mean features of all M = B·N regions. A callable gets them in the
+                dtype of its parameters, and must not have a BatchNorm in training mode.
             teacher_features: (B, C', H', W').
             teacher_head: likewise.
 
         Returns:
             A scalar, or (B,) with reduction "none".
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
         """
+        if not (is_linear(student_head) and is_linear(teacher_head)):
+            return self._by_local_logits(student_features, student_head, teacher_features, teacher_head)
         student_weight, student_bias = head_parameters(student_head, "student_head")
         teacher_weight, teacher_bias = head_parameters(teacher_head, "teacher_head")
         loss = icd_loss(
@@ -121,6 +132,28 @@ class ICDLoss(nn.Module):
             backend=self.backend,
         )
         return loss * self.weight
+
+    def _by_local_logits(
+        self, student_features: Tensor, student_head: Head, teacher_features: Tensor, teacher_head: Head
+    ) -> Tensor:
+        """The same where a head is not linear."""
+        student, teacher = self.local_logits(student_features, student_head, teacher_features, teacher_head)
+        check_logits(student, teacher, self.options.scales)
+        backend = choose(self.backend, student.device.type)
+        return backend.gram_kl(student, teacher, self.options) * self.weight
+
+    def local_logits(
+        self, student_features: Tensor, student_head: Head, teacher_features: Tensor, teacher_head: Head
+    ) -> tuple[Tensor, Tensor]:
+        """Local logits (B, K, N) of both networks by :func:`icd_kernels.local_logits`; the teacher's are a constant."""
+        check_map(student_features, "student_features")
+        check_map(teacher_features, "teacher_features")
+        regions = (self.options.scales, self.options.pyramid)
+        backend = choose(self.backend, student_features.device.type)
+        student = local_logits(student_features, student_head, *regions, backend, "student")
+        with torch.no_grad():
+            teacher = local_logits(teacher_features, teacher_head, *regions, backend, "teacher")
+        return student, teacher
 
     def extra_repr(self) -> str:
         shown = {**self.options._asdict(), "backend": self.backend, "weight": self.weight}

@@ -15,9 +15,9 @@ class NetworkOutput(NamedTuple):
     logits: Tensor
     """(B, K)"""
     features: Tensor | None = None
-    """(B, C, H, W): the penultimate map, whose mean the head classifies."""
+    """(B, C, H, W): the map whose mean the head classifies."""
     head: Head | None = None
-    """An `nn.Linear`, a 1 x 1 `nn.Conv2d`, or a (weight, bias) pair."""
+    """An `nn.Linear`, a 1 x 1 `nn.Conv2d`, a (weight, bias) pair, or any callable from (M, C) to (M, K)."""
     regions: Tensor | None = None
     """(B, K, N): local logits that are known already, such as a cached teacher's (:func:`icd_kernels.region_logits`);
     features and head are then not read for them."""

@@ -1,6 +1,6 @@
 """The operators every compiled backend implements, and their fake kernels (shapes and dtypes without data).
 
-Each compiled backend owns an operator namespace with these six schemas. An operator is a pure function of its
+Each compiled backend owns an operator namespace with these eight schemas. An operator is a pure function of its
 tensors; the gradient formulas that connect forward and backward are in :mod:`icd_kernels.autograd`.
 
 Private tensors that pass from forward to backward, in the dtype of the math:
@@ -32,6 +32,8 @@ _ICD_OPTIONS = (
 _LAYOUT = "SymInt[] size, SymInt[] stride, ScalarType dtype, ScalarType bias_dtype"
 
 SCHEMAS = (
+    "region_features(Tensor features, int[] scales) -> Tensor",
+    "region_features_backward(Tensor grad, SymInt[] size, SymInt[] stride, ScalarType dtype, int[] scales) -> Tensor",
     "region_logits(Tensor features, Tensor weight, Tensor? bias, int[] scales, str pyramid, bool save_pooled)"
     " -> (Tensor logits, Tensor pooled)",
     f"region_logits_backward(Tensor grad_logits, Tensor pooled, Tensor weight, {_LAYOUT}, int[] scales, str pyramid,"
@@ -75,6 +77,17 @@ def register_fakes(namespace: str, pitch: int = 1) -> None:
 def keeps_logits(gram: str, reduction: str) -> bool:
     """Whether backward needs both networks' logits rather than dl/dz (see the module's text)."""
     return gram == "sample" and reduction == "none"
+
+
+def _fake_region_features(features: Tensor, scales: Sequence[int]) -> Tensor:
+    batch, channels = features.shape[:2]
+    return features.new_empty((batch, cell_count(scales), channels), dtype=compute_dtype(features))
+
+
+def _fake_region_features_backward(
+    grad: Tensor, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, scales: Sequence[int]
+) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device=grad.device)
 
 
 def _fake_region_logits(
@@ -219,6 +232,8 @@ def _fake_icd_loss_backward(
 
 
 _FAKES = {
+    "region_features": _fake_region_features,
+    "region_features_backward": _fake_region_features_backward,
     "region_logits": _fake_region_logits,
     "region_logits_backward": _fake_region_logits_backward,
     "gram_kl": _fake_gram_kl,

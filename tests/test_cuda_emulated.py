@@ -20,7 +20,7 @@ from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_lo
 from torch import Tensor
 from torch.autograd import grad, gradcheck
 
-from icd_kernels import gram_kl, region_logits
+from icd_kernels import gram_kl, region_features, region_logits
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "_built")
 
@@ -114,6 +114,18 @@ class TestLaunches:
         assert counted(lambda: losses.append(loss_of(tensors, EMULATED, **options))) == (3, 0)
         waits = options["gram"] == "sample" and options["reduction"] == "none"
         assert counted(lambda: losses[0].sum().backward()) == ((3, 1) if waits else (2, 0))
+
+    @pytest.mark.parametrize("pyramid", ["adaptive", "nested"])
+    def test_region_features(self, pyramid: str) -> None:
+        features = Case().tensors().student_features.requires_grad_()
+        cells: list[Tensor] = []
+        options: dict[str, Any] = {"scales": (1, 2, 3), "pyramid": pyramid}
+        assert counted(lambda: cells.append(region_features(features, backend=EMULATED, **options))) == (1, 0)
+        expected = region_features(features, backend="reference", **options)
+        torch.testing.assert_close(cells[0], expected)
+        found: list[Tensor] = []
+        assert counted(lambda: found.extend(grad(cells[0].square().sum(), features))) == (1, 0)
+        torch.testing.assert_close(found[0], grad(expected.square().sum(), features)[0])
 
     def test_region_logits(self) -> None:
         tensors = Case().tensors().requiring_grad(*STUDENT)

@@ -308,4 +308,4 @@ def _recording(name: str, asked: list[str], missing: str | None = None) -> Backe
         asked.append(name)
         return torch.zeros(())
 
-    return Backend(name, ("cpu",), missing, compute, compute, compute)
+    return Backend(name, ("cpu",), missing, compute, compute, compute, compute)

@@ -56,6 +56,10 @@ def every_operators_arguments(
     tensors = Case(student=network).tensors()
     without_bias = tensors._replace(student_bias=None, teacher_bias=None)
     regions = options.scales, options.pyramid
+    features, *layout_of_grad = tensors.student_features, *_gradient_layout(*tensors[:3])[:3]
+    yield "region_features", (features, options.scales)
+    grad = torch.ones_like(operators.region_features(features, options.scales))
+    yield "region_features_backward", (grad, *layout_of_grad, options.scales)
     for some, keep in ((tensors, True), (without_bias, False)):
         yield "region_logits", (*some[:3], *regions, keep)
         yield "icd_loss", (*some, *options, keep, keep)

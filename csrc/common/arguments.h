@@ -45,8 +45,20 @@ void dispatch_math(at::ScalarType dtype, F f) {
 
 inline const Tensor* pointer(const Optional& tensor) { return tensor.has_value() ? &*tensor : nullptr; }
 
-inline void check_network(const Tensor& features, const Tensor& weight, const Optional& bias) {
+inline void check_map(const Tensor& features) {
   TORCH_CHECK_VALUE(features.dim() == 4, "features must have shape (B, C, H, W), got ", features.sizes());
+}
+
+// The gradient (B, N, C) by pooled features of a map of this size.
+inline void check_cells(const Tensor& grad, at::IntArrayRef size, int64_t cells) {
+  TORCH_CHECK_VALUE(size.size() == 4, "features must have shape (B, C, H, W), got ", size);
+  TORCH_CHECK_VALUE(
+      grad.dim() == 3 && grad.size(0) == size[0] && grad.size(1) == cells && grad.size(2) == size[1],
+      "grad must have shape (", size[0], ", ", cells, ", ", size[1], "), got ", grad.sizes());
+}
+
+inline void check_network(const Tensor& features, const Tensor& weight, const Optional& bias) {
+  check_map(features);
   TORCH_CHECK_VALUE(
       weight.dim() == 2 && weight.size(1) == features.size(1), "weight must have shape (K, ", features.size(1),
       "), got ", weight.sizes());

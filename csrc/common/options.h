@@ -69,17 +69,25 @@ struct Regions {
   std::vector<int64_t> base;  // the scales that are pooled from the map
   bool folded;
 
-  Regions(at::IntArrayRef scale_list, Pyramid pyramid, int64_t height, int64_t width) : scales(scale_list.vec()) {
-    TORCH_CHECK_VALUE(!scales.empty(), "scales must hold at least one scale");
-    for (const int64_t scale : scales) TORCH_CHECK_VALUE(scale >= 1, "scales must be 1 or more, got ", scale);
+  Regions(at::IntArrayRef scale_list, Pyramid pyramid, int64_t height, int64_t width) : scales(checked(scale_list)) {
     const int64_t finest = *std::max_element(scales.begin(), scales.end());
     const bool unions = height % finest == 0 && width % finest == 0 &&
         std::all_of(scales.begin(), scales.end(), [&](int64_t scale) { return finest % scale == 0; });
     folded = pyramid == Pyramid::nested || unions;
     base = folded ? std::vector<int64_t>{finest} : scales;
   }
+  // Every cell of these scales pooled from the map by itself.
+  explicit Regions(at::IntArrayRef scale_list) : scales(checked(scale_list)), base(scales), folded(false) {}
+
   int64_t cells() const { return cell_count(scales); }
   int64_t base_cells() const { return cell_count(base); }
+
+ private:
+  static std::vector<int64_t> checked(at::IntArrayRef scales) {
+    TORCH_CHECK_VALUE(!scales.empty(), "scales must hold at least one scale");
+    for (const int64_t scale : scales) TORCH_CHECK_VALUE(scale >= 1, "scales must be 1 or more, got ", scale);
+    return scales.vec();
+  }
 };
 
 struct GramOptions {

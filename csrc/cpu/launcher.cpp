@@ -12,6 +12,20 @@
 namespace icd::cpu {
 namespace {
 
+Tensor region_features(const Tensor& features, at::IntArrayRef scales) {
+  const PlainDispatch plain;
+  check_map(features);
+  return pool(features, Regions(scales), math_dtype({&features}));
+}
+
+Tensor region_features_backward(
+    const Tensor& grad, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype, at::IntArrayRef scales) {
+  const PlainDispatch plain;
+  const Regions regions(scales);
+  check_cells(grad, size, regions.cells());
+  return unpool(grad.contiguous(), size, stride, dtype, regions);
+}
+
 std::tuple<Tensor, Tensor> region_logits(
     const Tensor& features, const Tensor& weight, const Optional& bias, at::IntArrayRef scales,
     std::string_view pyramid, bool save_pooled) {
@@ -104,6 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> icd_loss_backward(
 }  // namespace icd::cpu
 
 TORCH_LIBRARY_IMPL(icd_kernels, CPU, library) {
+  library.impl("region_features", icd::cpu::region_features);
+  library.impl("region_features_backward", icd::cpu::region_features_backward);
   library.impl("region_logits", icd::cpu::region_logits);
   library.impl("region_logits_backward", icd::cpu::region_logits_backward);
   library.impl("gram_kl", icd::cpu::gram_kl);

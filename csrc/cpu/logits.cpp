@@ -31,7 +31,24 @@ void expect_large_pages(const Tensor& fresh) {
 #endif
 }
 
-// (B, cells, C) -> the gradient by the features, in their layout and dtype.
+// Between the fine cells (B, finest², K) and all regions (B, N, K): a copy where the regions are not folded.
+Tensor expand(const Tensor& fine, const Regions& regions) {
+  if (!regions.folded) return fine;
+  const int64_t classes = fine.size(2), finest = regions.base[0];
+  const Scales scales = scales_of(regions.scales);
+  Tensor logits = at::empty({fine.size(0), scales.cells, classes}, fine.options());
+  dispatch_math(fine.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    at::parallel_for(0, fine.size(0), grain(scales.cells * classes), [&](int64_t begin, int64_t end) {
+      logit_kernels_for<T>().expand(
+          fine.data_ptr<T>(), finest, scales, classes, logits.data_ptr<T>(), begin, end);
+    });
+  });
+  return logits;
+}
+
+}  // namespace
+
 Tensor unpool(
     const Tensor& grad_pooled, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype,
     const Regions& regions) {
@@ -51,24 +68,6 @@ Tensor unpool(
   });
   return grad;
 }
-
-// Between the fine cells (B, finest², K) and all regions (B, N, K): a copy where the regions are not folded.
-Tensor expand(const Tensor& fine, const Regions& regions) {
-  if (!regions.folded) return fine;
-  const int64_t classes = fine.size(2), finest = regions.base[0];
-  const Scales scales = scales_of(regions.scales);
-  Tensor logits = at::empty({fine.size(0), scales.cells, classes}, fine.options());
-  dispatch_math(fine.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    at::parallel_for(0, fine.size(0), grain(scales.cells * classes), [&](int64_t begin, int64_t end) {
-      logit_kernels_for<T>().expand(
-          fine.data_ptr<T>(), finest, scales, classes, logits.data_ptr<T>(), begin, end);
-    });
-  });
-  return logits;
-}
-
-}  // namespace
 
 Tensor pool(const Tensor& features, const Regions& regions, at::ScalarType dtype) {
   const Scales scales = scales_of(regions.base);

@@ -10,6 +10,11 @@ namespace icd::cpu {
 // (B, C, H, W) -> (B, cells, C), in the dtype of the math.
 Tensor pool(const Tensor& features, const Regions& regions, at::ScalarType dtype);
 
+// (B, cells, C) -> the gradient by the features, in their layout and dtype.
+Tensor unpool(
+    const Tensor& grad_pooled, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype,
+    const Regions& regions);
+
 // Local logits (B, N, K) from pooled features (B, cells, C).
 Tensor project(const Tensor& pooled, const Tensor& weight, const Optional& bias, const Regions& regions);
 

@@ -49,6 +49,31 @@ int64_t folded_side(const Regions& regions) { return regions.folded ? regions.ba
 
 }  // namespace
 
+Tensor region_features(const Tensor& features, at::IntArrayRef scales) {
+  const PlainDispatch plain;
+  check_map(features);
+  const Call call(features);
+  const Regions regions(scales);
+  const Optional no_bias;
+  const std::vector<Network> networks = {{features, features, no_bias, regions}};  // pooling reads no weight
+  Tensor pooled;
+  dispatch_math(math_dtype({&features}), [&](auto t) { pooled = pool<decltype(t)>(call, networks, {})[0]; });
+  return pooled;
+}
+
+Tensor region_features_backward(
+    const Tensor& grad, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype, at::IntArrayRef scales) {
+  const PlainDispatch plain;
+  const Regions regions(scales);
+  check_cells(grad, size, regions.cells());
+  const Call call(grad);
+  Tensor features;
+  dispatch_math(grad.scalar_type(), [&](auto t) {
+    features = unpool<decltype(t)>(call, grad.contiguous(), size, stride, dtype, regions);
+  });
+  return features;
+}
+
 std::tuple<Tensor, Tensor> region_logits(
     const Tensor& features, const Tensor& weight, const Optional& bias, at::IntArrayRef scales,
     std::string_view pyramid, bool save_pooled) {

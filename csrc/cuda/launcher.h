@@ -1,4 +1,4 @@
-// The six operators on CUDA tensors (icd_kernels/operators.py says what each computes and keeps).
+// The operators on CUDA tensors (icd_kernels/operators.py says what each computes and keeps).
 #pragma once
 
 #include <tuple>
@@ -6,6 +6,11 @@
 #include "../common/arguments.h"
 
 namespace icd::cuda {
+
+Tensor region_features(const Tensor& features, at::IntArrayRef scales);
+
+Tensor region_features_backward(
+    const Tensor& grad, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype, at::IntArrayRef scales);
 
 std::tuple<Tensor, Tensor> region_logits(
     const Tensor& features, const Tensor& weight, const Optional& bias, at::IntArrayRef scales,

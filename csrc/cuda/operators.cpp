@@ -4,6 +4,8 @@
 #include "launcher.h"
 
 TORCH_LIBRARY_IMPL(icd_kernels, CUDA, library) {
+  library.impl("region_features", icd::cuda::region_features);
+  library.impl("region_features_backward", icd::cuda::region_features_backward);
   library.impl("region_logits", icd::cuda::region_logits);
   library.impl("region_logits_backward", icd::cuda::region_logits_backward);
   library.impl("gram_kl", icd::cuda::gram_kl);

@@ -298,6 +298,15 @@ Tensor add_weight_parts(
 }  // namespace
 
 template <typename T>
+Tensor unpool(
+    const Call& call, const Tensor& grad_pooled, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype,
+    const Regions& regions) {
+  Tensor features = at::empty_strided(size, stride, grad_pooled.options().dtype(dtype));
+  check_launch(launch_unpool(unpool_arguments<T>(features, grad_pooled, regions), call.stream), "unpool");
+  return features;
+}
+
+template <typename T>
 std::tuple<Tensor, Tensor, Tensor> network_backward(
     const Call& call, const NetworkGradient& gradient, const c10::List<bool>& wanted) {
   const Tensor& weight = gradient.weight;
@@ -350,6 +359,8 @@ std::tuple<Tensor, Tensor, Tensor> network_backward(
   template void gram<T>(const Call&, const GramInputs&, const Upstream&, const Tensor&, GramOutputs&);            \
   template Tensor fold<T>(const Call&, const Tensor&, const Regions&);                                            \
   template Tensor scale<T>(const Call&, const Tensor&, const Upstream&, at::ScalarType);                          \
+  template Tensor unpool<T>(                                                                                      \
+      const Call&, const Tensor&, at::IntArrayRef, at::IntArrayRef, at::ScalarType, const Regions&);              \
   template std::tuple<Tensor, Tensor, Tensor> network_backward<T>(                                                \
       const Call&, const NetworkGradient&, const c10::List<bool>&);
 

@@ -77,6 +77,12 @@ Tensor fold(const Call& call, const Tensor& grad_logits, const Regions& regions)
 template <typename T>
 Tensor scale(const Call& call, const Tensor& saved, const Upstream& upstream, at::ScalarType dtype);
 
+// (B, cells, C) -> the gradient by the features, in their layout and dtype.
+template <typename T>
+Tensor unpool(
+    const Call& call, const Tensor& grad_pooled, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype,
+    const Regions& regions);
+
 // What the gradients by one network's tensors are computed from and laid out like.
 struct NetworkGradient {
   const Tensor& grad_cells;  // [B, cells, K]

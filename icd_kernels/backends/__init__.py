@@ -20,6 +20,7 @@ REFERENCE = Backend(
     device_types=None,
     missing=None,
     icd_loss=reference.icd_loss,
+    region_features=reference.region_features,
     region_logits=reference.region_logits,
     gram_kl=reference.gram_kl,
 )

@@ -1,4 +1,4 @@
-"""What a backend is: a name, a predicate, and the three computations."""
+"""What a backend is: a name, a predicate, and its computations."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Backend:
     missing: str | None
     """What is missing here and how to get it; None where the backend is usable."""
     icd_loss: Callable[..., Tensor]
+    region_features: Callable[..., Tensor]
     region_logits: Callable[..., Tensor]
     gram_kl: Callable[..., Tensor]
     only_by_name: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ def operator_backend(
         device_types=device_types,
         missing=missing,
         icd_loss=partial(autograd.icd_loss, operators),
+        region_features=partial(autograd.region_features, operators),
         region_logits=partial(autograd.region_logits, operators),
         gram_kl=partial(autograd.gram_kl, operators),
         only_by_name=only_by_name,

@@ -28,17 +28,26 @@ def icd_loss(
     return gram_kl(student_logits, teacher_logits, options)
 
 
+def region_features(features: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
+    """Mean features f̄(m,n) of every cell, (B, N, C)."""
+    with torch.autocast(features.device.type, enabled=False):
+        return _pooled(features.to(compute_dtype(features)), scales, pyramid).transpose(1, 2)
+
+
+def _pooled(source: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
+    """[B, C, N] from maps [B, C, H, W]."""
+    if pyramid == "nested":
+        source = F.adaptive_avg_pool2d(source, max(scales))
+    return torch.cat([F.adaptive_avg_pool2d(source, scale).flatten(2) for scale in scales], dim=2)
+
+
 def region_logits(
     features: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[int, ...], pyramid: str
 ) -> Tensor:
     """Local logits z(m,n) = W f̄(m,n) + b of every cell, (B, K, N)."""
     dtype = compute_dtype(features, weight, bias)
     with torch.autocast(features.device.type, enabled=False):
-        source = features.to(dtype)  # [B, C, H, W]
-        if pyramid == "nested":
-            source = F.adaptive_avg_pool2d(source, max(scales))
-        regions = [F.adaptive_avg_pool2d(source, scale).flatten(2) for scale in scales]  # each [B, C, m²]
-        logits = weight.to(dtype) @ torch.cat(regions, dim=2)  # [B, K, N]
+        logits = weight.to(dtype) @ _pooled(features.to(dtype), scales, pyramid)  # [B, K, N]
         return logits if bias is None else logits + bias.to(dtype)[:, None]
 
 

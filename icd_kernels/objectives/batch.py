@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from icd_kernels.checks import check_network, compute_dtype
-from icd_kernels.heads import head_parameters
+from icd_kernels.heads import head_parameters, is_linear
 from icd_kernels.network import NetworkOutput
 from icd_kernels.objectives.classes import ClassPairs
 
@@ -24,7 +24,7 @@ class View(NamedTuple):
     features: Any
     """[B, C, H, W], a Tensor where the objective needs it: make_view has seen to that."""
     head: Any
-    """Weight [K, C] and bias [K] or None, likewise."""
+    """Weight [K, C] and bias [K] or None, or a callable that is not linear, likewise."""
     regions: Any = None
     """[B, K, N] local logits, a Tensor where a term shares them."""
 
@@ -69,8 +69,10 @@ def make_view(output: NetworkOutput, name: str, pairs: ClassPairs, needs: Needs)
     if needs.features or (needs.regions and regions is None):
         _check_features(output, logits, name, can_be_regions=not needs.features)
     if needs.regions and regions is None:
-        weight, bias = _head(output, f"{name}.head", name)
-        head = pairs.paired(name, weight, 0), None if bias is None else pairs.paired(name, bias, 0)
+        head = _head(output, f"{name}.head", name)
+        if isinstance(head, tuple):
+            weight, bias = head
+            head = pairs.paired(name, weight, 0), None if bias is None else pairs.paired(name, bias, 0)
     every_logit = logits.to(compute_dtype(logits))
     return View(pairs.paired(name, every_logit, 1), every_logit, output.features, head, regions)
 
@@ -102,10 +104,12 @@ def _regions(regions: Tensor, logits: Tensor, name: str, count: int) -> Tensor:
     return regions
 
 
-def _head(output: NetworkOutput, head_name: str, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, checked against features and logits."""
+def _head(output: NetworkOutput, head_name: str, name: str) -> Any:
+    """Weight and bias, checked against features and logits; a head that is not linear as it is."""
     if output.head is None:
         raise ValueError(f"{head_name} must be the classifier for this method, got None")
+    if not is_linear(output.head):
+        return output.head
     weight, bias = head_parameters(output.head, head_name)
     assert output.features is not None  # whatever reads the head reads the map
     check_network(output.features, weight, bias, f"{name}_")
@@ -124,7 +128,7 @@ def as_constant(view: View) -> View:
         view.logits.detach(),
         view.every_logit.detach(),
         None if view.features is None else view.features.detach(),
-        None if head is None else (head[0].detach(), None if head[1] is None else head[1].detach()),
+        (head[0].detach(), None if head[1] is None else head[1].detach()) if isinstance(head, tuple) else head,
         None if view.regions is None else view.regions.detach(),
     )
 
@@ -139,7 +143,7 @@ def check_masks(batch: Batch, has_icd: bool) -> None:
     if not has_icd:
         return
     for name, view in (("student", batch.student), ("teacher", batch.teacher)):
-        bias = None if view.head is None else view.head[1]
+        bias = view.head[1] if isinstance(view.head, tuple) else None
         if bias is not None and (bias.detach() == -math.inf).any().tolist():
             raise ValueError(
                 f"{name}.head must have a finite bias for iCD, got -inf: leave classes out by student_classes and "

@@ -136,10 +136,13 @@ class Objective(nn.Module):
 
     def _with_regions(self, student: View, teacher: View) -> tuple[View, View]:
         """The views with their local logits, one pooling and one projection for each network."""
-        is_given = student.regions is not None or teacher.regions is not None
-        if self.regions is None or (self.is_fused and not is_given):
+        views = (student, teacher)
+        can_fuse = all(view.regions is None and isinstance(view.head, tuple) for view in views)
+        if self.regions is None or (self.is_fused and can_fuse):
             return student, teacher
-        return student._replace(regions=self.regions(student)), teacher._replace(regions=self.regions(teacher))
+        student = student._replace(regions=self.regions(student, "student", self.pairs))
+        with torch.no_grad():
+            return student, teacher._replace(regions=self.regions(teacher, "teacher", self.pairs))
 
     def _check_target(self, target: Tensor | None, student: View) -> None:
         if target is not None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from icd_kernels.backends import choose
 from icd_kernels.geometry import cell_count
+from icd_kernels.local_logits import local_logits
 from icd_kernels.objectives.batch import View
+from icd_kernels.objectives.classes import ClassPairs
 from icd_kernels.objectives.common import set_checked
 from icd_kernels.options import check_pyramid, check_scales
 
@@ -40,9 +42,17 @@ class Regions:
         self.pyramid = options.pyramid
         self.backend = backend
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: View, name: str, pairs: ClassPairs) -> Tensor:
         """(B, K, N): those that the view came with, or made from its features (B, C, H, W) and head."""
         if view.regions is not None:
             return view.regions
         backend = choose(self.backend, view.features.device.type)
-        return backend.region_logits(view.features, *view.head, self.scales, self.pyramid)[:, :, : self.count]
+        regions = local_logits(view.features, view.head, self.scales, self.pyramid, backend, name)
+        if not isinstance(view.head, tuple):
+            if regions.shape[1] != view.every_logit.shape[1]:
+                raise ValueError(
+                    f"{name}.head must return the {view.every_logit.shape[1]} classes of {name}.logits, "
+                    f"got {regions.shape[1]}"
+                )
+            regions = pairs.paired(name, regions, 1)
+        return regions[:, :, : self.count]

@@ -18,8 +18,8 @@ from icd_kernels.options import NORM_FLOOR
 class SplitRows(NamedTuple):
     """A row cut around its true class, which needs no mask and leaves K - 1 numbers.
 
-    With K = 2 one class is left: its probability is 1 whatever the logits, so what is computed among the others is 0. So
-    it is where all others are masked: classes.MASKED is so large that log_others rounds to 0.
+    With K = 2 one class is left: its probability is 1 whatever the logits, so what is computed among the others is 0.
+    The same holds where all others are masked: beside classes.MASKED, log_others rounds to 0.
     """
 
     margin: Tensor

@@ -20,7 +20,7 @@ import torch
 from binary import Binary, read
 from compiling import TARGETS, Launch, amd_spills, launches_of, timed
 
-from icd_kernels.backends.triton import backward, gram_kl, icd_loss, region_logits
+from icd_kernels.backends.triton import backward, gram_kl, icd_loss, region_features, region_logits
 
 SCALES = (1, 2, 4)
 WEIGHTS = (1 / 6, 2 / 6, 3 / 6)
@@ -93,6 +93,8 @@ class Configuration:
         regions: Any = region_logits.region_logits
         regions_backward: Any = backward.region_logits_backward
         kl: Any = gram_kl.gram_kl
+        pooled_cells: Any = region_features.region_features
+        scattered: Any = region_features.region_features_backward
 
         loss(student, student_head, bias, teacher, teacher_head, bias, *options, False, False)
         result = loss(student, student_head, bias, teacher, teacher_head, bias, *options, True, True)
@@ -102,6 +104,7 @@ class Configuration:
         without: Any = (SCALES, WEIGHTS, gram, *rest[2:])
         value, saved = kl(logits, logits, *without, True)
         gram_kl.gram_kl_backward(value, saved, dtype, *without)
+        scattered(pooled_cells(student, SCALES), *layout[:3], SCALES)
 
     def _network(self, work: Workload, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Any]:
         channels, side = shape

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES_RUN, STUDENT, Case, Limits, Network, Tensors, case_strategy, loss_of, option_grid
+from cases import CASES_RUN, STUDENT, Case, Limits, Network, Tensors, case_strategy, feature_map, loss_of, option_grid
 from hypothesis import given, settings
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
 from test_linear_class import KINDS, SWITCH, TOLERANCE, errors, gradient_terms, logits, loss_and_gradient
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import grad, gradcheck
 from torch.profiler import ProfilerActivity, profile
 
-from icd_kernels import gram_kl
+from icd_kernels import gram_kl, region_features
 from icd_kernels.backends import linear_reference
 from icd_kernels.backends.cuda import CUDA
 from icd_kernels.operators import SCHEMAS
@@ -278,3 +278,14 @@ def test_compute_sanitizer(tool: str) -> None:
         [*command, sys.executable, str(SANITIZED)], capture_output=True, text=True, check=False, timeout=900
     )
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-2000:]
+
+
+@pytest.mark.parametrize("pyramid", ["adaptive", "nested"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "token_grid", "permuted"])
+def test_region_features(layout: str, dtype: torch.dtype, pyramid: str) -> None:
+    features = feature_map((16, 320, 7, 7), layout, dtype).cuda().requires_grad_()
+    got, expected = (region_features(features, pyramid=pyramid, backend=name) for name in ("cuda", "reference"))
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(cells.square().sum(), features)[0] for cells in (got, expected)]
+    torch.testing.assert_close(*gradients)

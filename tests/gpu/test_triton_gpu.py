@@ -13,13 +13,25 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES_RUN, GRAMS, STUDENT, Case, Limits, Network, Tensors, case_strategy, loss_of, option_grid
+from cases import (
+    CASES_RUN,
+    GRAMS,
+    STUDENT,
+    Case,
+    Limits,
+    Network,
+    Tensors,
+    case_strategy,
+    feature_map,
+    loss_of,
+    option_grid,
+)
 from hypothesis import given, seed, settings
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem, region_logits_problem
 from test_linear_class import KINDS, SWITCH, TOLERANCE, errors, gradient_terms, logits, loss_and_gradient
 from torch.autograd import grad, gradcheck
 
-from icd_kernels import available_backends
+from icd_kernels import available_backends, region_features
 from icd_kernels.backends import linear_reference
 from icd_kernels.backends.triton.operators import OPERATORS
 
@@ -278,3 +290,14 @@ def test_compute_sanitizer(tool: str, tmp_path: Path) -> None:
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, str(script)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+@pytest.mark.parametrize("pyramid", ["adaptive", "nested"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "token_grid", "permuted"])
+def test_region_features(layout: str, dtype: torch.dtype, pyramid: str) -> None:
+    features = feature_map((16, 320, 7, 7), layout, dtype).cuda().requires_grad_()
+    got, expected = (region_features(features, pyramid=pyramid, backend=name) for name in (TRITON, "reference"))
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(cells.square().sum(), features)[0] for cells in (got, expected)]
+    torch.testing.assert_close(*gradients)

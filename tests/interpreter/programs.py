@@ -21,10 +21,10 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from icd_kernels.backends.triton import backward, counters, gram_kl, icd_loss, region_logits
+from icd_kernels.backends.triton import backward, counters, gram_kl, icd_loss, region_features, region_logits
 from icd_kernels.backends.triton.plan import ceil_div
 
-MODULES = (backward, gram_kl, icd_loss, region_logits)
+MODULES = (backward, gram_kl, icd_loss, region_features, region_logits)
 
 
 @dataclass
@@ -136,6 +136,8 @@ def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[in
 
 
 def _stretches(given: dict[str, Any], programs: int) -> list[int]:
+    if "batch" not in given:  # nothing waits within the launch
+        return [programs]
     if "job" in given:
         first = programs - _scatter_tasks(given)
         return [first, programs - first]

@@ -37,6 +37,8 @@ void check_launch(int error, const char* kernel) {
 }  // namespace icd::cuda
 
 TORCH_LIBRARY_IMPL(icd_kernels_emulated, CPU, library) {
+  library.impl("region_features", icd::cuda::region_features);
+  library.impl("region_features_backward", icd::cuda::region_features_backward);
   library.impl("region_logits", icd::cuda::region_logits);
   library.impl("region_logits_backward", icd::cuda::region_logits_backward);
   library.impl("gram_kl", icd::cuda::gram_kl);

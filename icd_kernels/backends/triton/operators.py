@@ -22,6 +22,8 @@ OPERATORS = "icd_kernels_triton"
 _MODULES = {
     "icd_loss": "icd_loss",
     "icd_loss_backward": "backward",
+    "region_features": "region_features",
+    "region_features_backward": "region_features",
     "region_logits": "region_logits",
     "region_logits_backward": "backward",
     "gram_kl": "gram_kl",

@@ -203,6 +203,33 @@ def _network_constants(
     return constants, max(scales) if is_folded(scales, pyramid, height, width) else 0
 
 
+def map_constants(features: Layout, dtype: torch.dtype, pool: Any, scales: tuple[int, ...]) -> NetworkConstants:
+    """For a launch that pools a map over every cell of `scales` by itself, or scatters; no product is in it."""
+    _, channels, height, width = features.shape
+    cells = cell_count(scales)
+    return NetworkConstants(
+        ACC=LANGUAGE_DTYPES[dtype],
+        POOL=pool,
+        SCALES=scales,
+        FIRSTS=firsts(scales),
+        CELLS=cells,
+        HEIGHT=height,
+        WIDTH=width,
+        ALIGN=math.gcd(features.stride[1], 16),
+        FLAT=height == 1 or features.stride[2] == width * features.stride[3],
+        ROWS_APART=False,
+        BAND=1,
+        PRECISION="ieee",
+        PARTS=parts(pool),
+        CELL_BLOCK=configs.cell_block(cells),
+        PIXEL_BLOCK=configs.pixel_block(height * width, dtype),
+        CHANNEL_BLOCK=configs.channel_block(channels, cells, pool.primitive_bitwidth),
+        ROW_BLOCK=1,
+        CLASS_BLOCK=1,
+        DEPTH_BLOCK=1,
+    )
+
+
 class GramPlan(NamedTuple):
     """The Gram stage of a launch."""
 

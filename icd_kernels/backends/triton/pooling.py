@@ -19,7 +19,10 @@ def pool_tasks(network, CONSTANTS: tl.constexpr):
 
 @triton.jit
 def pool_task(task, network, p_arrivals, group_images, CONSTANTS: tl.constexpr):
-    """Pools one block of channels of one image over one block of its cells."""
+    """Pools one block of channels of one image over one block of its cells.
+
+    `p_arrivals`: one counter for every `group_images` images; None where nothing waits within the launch.
+    """
     channel_blocks = tl.cdiv(network.channels, CONSTANTS.CHANNEL_BLOCK)
     cell_blocks = tl.cdiv(CONSTANTS.CELLS, CONSTANTS.CELL_BLOCK)
     image = task // (channel_blocks * cell_blocks)
@@ -40,7 +43,8 @@ def pool_task(task, network, p_arrivals, group_images, CONSTANTS: tl.constexpr):
     o_out = (image.to(tl.int64) * CONSTANTS.CELLS + o_cells)[:, None] * network.channels + o_channels[None, :]
     m_out = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
     tl.store(network.p_pooled + o_out, total / size, mask=m_out)
-    arrive(p_arrivals + image // group_images)
+    if p_arrivals is not None:
+        arrive(p_arrivals + image // group_images)
 
 
 @triton.jit

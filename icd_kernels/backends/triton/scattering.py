@@ -16,14 +16,19 @@ def scatter_task(task, job, counters, group_images, CONSTANTS: tl.constexpr):
     o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
     m_channels = (o_channels < job.channels)[None, :]
     wait_for(counters.p_student_pooled + image // group_images, cell_tasks(job, group_images, CONSTANTS))
+    scatter_channels(image, o_channels, m_channels, job, False, CONSTANTS)
 
+
+@triton.jit
+def scatter_channels(image, o_channels, m_channels, job, DIVIDED: tl.constexpr, CONSTANTS: tl.constexpr):
+    """Writes a block of channels of one image's gradient by its map. DIVIDED: by the cells' sizes here."""
     p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
     p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image
     p_map += channel_offsets(o_channels, job.feature_stride_channel, CONSTANTS.ALIGN)[None, :]
     pixels = CONSTANTS.HEIGHT * CONSTANTS.WIDTH
     for start in range(0, pixels, CONSTANTS.PIXEL_BLOCK):
         o_pixels = start + tl.arange(0, CONSTANTS.PIXEL_BLOCK)
-        total = _collect(p_cells, m_channels, o_pixels, job, CONSTANTS)  # [PIXELS, CHANNELS]
+        total = _collect(p_cells, m_channels, o_pixels, job, DIVIDED, CONSTANTS)  # [PIXELS, CHANNELS]
         o_map = pixel_offsets(
             o_pixels, CONSTANTS.WIDTH, job.feature_stride_row, job.feature_stride_column, CONSTANTS.FLAT
         )
@@ -31,7 +36,7 @@ def scatter_task(task, job, counters, group_images, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
+def _collect(p_cells, m_channels, o_pixels, job, DIVIDED: tl.constexpr, CONSTANTS: tl.constexpr):
     total = tl.zeros((CONSTANTS.PIXEL_BLOCK, CONSTANTS.CHANNEL_BLOCK), CONSTANTS.ACC)
     row = (o_pixels // CONSTANTS.WIDTH)[:, None]
     column = (o_pixels % CONSTANTS.WIDTH)[:, None]
@@ -43,5 +48,8 @@ def _collect(p_cells, m_channels, o_pixels, job, CONSTANTS: tl.constexpr):
         b_covers = covers(top[None, :], bottom[None, :], left[None, :], right[None, :], row, column)
         m_cells = (o_cells < CONSTANTS.CELLS)[:, None] & m_channels
         b_cells = tl.load(p_cells + o_cells.to(tl.int64)[:, None] * job.channels, mask=m_cells, other=0.0)
+        if DIVIDED:
+            size = tl.maximum((bottom - top) * (right - left), 1).to(CONSTANTS.ACC)
+            b_cells = b_cells / size[:, None]
         total = add_covered(b_covers, b_cells, total, CONSTANTS)
     return total
