@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icd_kernels import FeatureTap, ICDLoss, make_objective
+from icd_kernels import FeatureTap, ICDLoss, NetworkOutput, make_objective
+from icd_kernels.heads import head_parameters, is_linear
 from icd_kernels.tap import TapError
 
 CHANNELS, CLASSES = 6, 5
@@ -115,21 +116,27 @@ class Transformer(nn.Module):
         return self.fc(self.fc_norm(pooled))
 
 
-class Refused(Plain):
+class Between(Plain):
     """Something between the mean and the classifier, or after it."""
 
     def __init__(self, why: str) -> None:
         super().__init__()
         self.why = why
         self.norm = nn.LayerNorm(CHANNELS)
-        self.hidden = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.Hardswish())
+        self.hidden = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.neck = nn.BatchNorm1d(CHANNELS)
+        self.other = nn.Linear(CHANNELS, CLASSES)
 
     def forward(self, images: Tensor) -> Any:
         features = self.features(images)
         pooled = features.amax((2, 3)) if self.why == "max" else features.mean((2, 3))
-        if self.why in ("norm", "hidden"):
+        if self.why in ("norm", "hidden", "neck"):
             pooled = getattr(self, self.why)(pooled)
-        logits = self.fc(pooled)
+        if self.why == "two heads":
+            return (self.fc(pooled) + self.other(pooled)) / 2
+        logits = self.fc(pooled.view(pooled.size(0), -1))
+        if self.why == "more than the mean":
+            return logits + features.amax((1, 2, 3))[:, None]
         return 2 * logits if self.why == "scaled" else logits
 
 
@@ -157,11 +164,6 @@ class FunctionalPooledScores(ConvolutionHead):
         return F.relu(self.fc(self.features(images)), inplace=True).mean((2, 3))
 
 
-PIXELS_FIRST = (
-    r"between the classifier '(classifier.1|fc)' \(Conv2d\), which is given every pixel, and the pooling there is"
-)
-
-
 class CalledTwice(Plain):
     """The classifier has other logits to give as well."""
 
@@ -186,7 +188,27 @@ CAPTURED: dict[str, tuple[Any, tuple[int, int]]] = {
     "transformer": (Transformer, (4, 6)),
     "transformer with registers": (lambda: Transformer(prefix=5), (4, 6)),
     "transformer without prefix": (lambda: Transformer(prefix=0), (4, 6)),
+    "transformer with a norm after": (lambda: Transformer(pool="fc_norm"), (4, 6)),
+    "norm": (lambda: Between("norm"), (4, 6)),
+    "hidden": (lambda: Between("hidden"), (4, 6)),
+    "neck": (lambda: Between("neck"), (4, 6)),
+    "scaled": (lambda: Between("scaled"), (4, 6)),
+    "two heads": (lambda: Between("two heads"), (4, 6)),
+    "scores of pixels": (lambda: PooledScores(nn.ReLU()), (4, 6)),
+    "scores of pixels in place": (lambda: PooledScores(nn.ReLU(inplace=True)), (4, 6)),
+    "scores of pixels by a function": (FunctionalPooledScores, (4, 6)),
 }
+
+
+def logits_of_means(out: NetworkOutput, features: Tensor | None = None) -> Tensor:
+    """What the head says of the mean of the map, or of another."""
+    assert out.features is not None
+    assert out.head is not None
+    mean = (out.features if features is None else features).mean((2, 3))
+    if is_linear(out.head):
+        return F.linear(mean, *head_parameters(out.head))
+    head: Any = out.head
+    return head(mean)
 
 
 def images_of(count: int = 3) -> Tensor:
@@ -210,9 +232,27 @@ class TestCaptured:
         model = make().eval()
         out = FeatureTap(model)(images_of())
         assert out.features is not None
-        assert out.features.shape == (3, CHANNELS, *(grid if "transformer" not in name else (4, 6)))
-        weight, bias = out.head.weight.flatten(1), out.head.bias  # type: ignore[union-attr]
-        torch.testing.assert_close(F.linear(out.features.mean((2, 3)), weight, bias), out.logits)
+        channels = CLASSES if name.startswith("scores") else CHANNELS
+        assert out.features.shape == (3, channels, *grid)
+        torch.testing.assert_close(logits_of_means(out), out.logits)
+
+    def test_so_it_does_in_training_after_a_step(self, name: str) -> None:
+        """Also where a part was the identity when it was fresh, and where it has statistics of the batch."""
+        model = CAPTURED[name][0]()
+        tap = FeatureTap(model, sample=images_of())
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        buffers = {key: value.clone() for key, value in model.named_buffers()}
+        out = tap(images_of())
+        after = {key: value.clone() for key, value in model.named_buffers()}
+        torch.testing.assert_close(logits_of_means(out), out.logits)
+        for key, value in model.named_buffers():
+            assert torch.equal(value, after[key])
+        assert not buffers or any(not torch.equal(after[key], value) for key, value in buffers.items())
 
     def test_gradients_reach_the_whole_model(self, name: str) -> None:
         model = CAPTURED[name][0]()
@@ -228,14 +268,15 @@ class TestCaptured:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Refused("norm"), r"between the last map, 'features'.* there is 'norm' \(LayerNorm\)"),
-        (Refused("hidden"), r"'hidden.0' \(Linear\), 'hidden.1' \(Hardswish\)"),
-        (Refused("max"), "is not given the mean over all pixels of the last map"),
-        (Refused("scaled"), "the logits are no output of an nn.Linear"),
-        (Transformer(pool="token"), "reads one token of the last map, 'norm'"),
-        (Transformer(pool="fc_norm"), r"'fc_norm' \(LayerNorm\)"),
-        *((PooledScores(nn.ReLU(inplace)), rf"{PIXELS_FIRST} 'classifier.2' \(ReLU\): ") for inplace in (True, False)),
-        (FunctionalPooledScores(), rf"{PIXELS_FIRST} a function of its output: "),
+        (
+            Between("max"),
+            r"no vector between the last map, 'features' .* is its mean; after it there is 'fc' \(Linear\)",
+        ),
+        (
+            Between("more than the mean"),
+            "between the mean of 'features' and the logits: the logits depend on more than",
+        ),
+        (Transformer(pool="token"), r"reads one token of the last map, 'norm'.*tokens=\"patches\""),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, CLASSES)), "no output of more than one pixel"),
     ],
 )
@@ -269,19 +310,14 @@ class TestTheProbeLeavesNoTrace:
             return sum(len(module._forward_hooks) for module in model.modules())
 
         with FeatureTap(model, sample=images_of()) as tap:
-            assert hooks() == 1
-            assert "'features' (channels first) → 'fc'" in repr(tap)
-        assert hooks() == 0
+            assert hooks() == 0
+            tap(images_of())
+            assert hooks() == 0
+            assert "'features' (channels first) → fc" in repr(tap)
+        refused = Between("max")
         with pytest.raises(TapError):
-            FeatureTap(Refused("norm"), sample=images_of())
-
-    def test_other_forwards_are_not_kept(self) -> None:
-        model = Plain()
-        tap = FeatureTap(model, sample=images_of())
-        model(images_of())
-        assert tap._features is None
-        tap(images_of())
-        assert tap._features is None
+            FeatureTap(refused, sample=images_of())
+        assert not any(module._forward_hooks for module in refused.modules())
 
 
 class TestWrapped:

@@ -1,7 +1,8 @@
-"""Taps models of timm and torchvision and writes what was captured or refused into docs/feature_tap.md.
+"""Taps models of timm, torchvision and Hugging Face and writes what was taken or refused into docs/feature_tap.md.
 
-`python tools/feature_tap_table.py`, where both libraries are installed. Weights are random: what is looked for is the
-layout of a model, not what it has learnt.
+`python tools/feature_tap_table.py [NAME ..]`, where the libraries are installed; with names, prints those alone. Weights
+are random: what is looked for is the layout of a model, not what it has learnt. Every model that is taken makes an
+optimiser step, and is then run in training mode, dropout aside: the head of the mean of the map must give its logits.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
 import torchvision
-from torch import nn
+import transformers
+from torch import Tensor, nn
 
-from icd_kernels import FeatureTap
+from icd_kernels import FeatureTap, NetworkOutput
+from icd_kernels.heads import head_parameters, is_linear
 from icd_kernels.tap import TapError
 
 DOCUMENT = Path(__file__).parents[1] / "docs/feature_tap.md"
 BEGIN, END = "<!-- feature-tap: begin -->", "<!-- feature-tap: end -->"
+MOST_OFF = 1e-3
+"""Of the largest logit: how far the head of the mean may be from the logits, in float32 and training mode."""
 
 
 def _names(text: str) -> list[str]:
@@ -40,67 +46,138 @@ TORCHVISION = _names("""
 resnet18 resnext50_32x4d wide_resnet50_2 densenet121 vgg11_bn mobilenet_v2 mobilenet_v3_small
 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s regnet_y_400mf convnext_tiny mnasnet0_5 googlenet inception_v3
 squeezenet1_0 vit_b_16 swin_t maxvit_t""")
+HUGGING_FACE = _names("""
+resnet regnet convnext convnextv2 mobilenet_v1 mobilenet_v2 efficientnet swin swinv2 poolformer pvt pvt_v2 levit
+focalnet cvt vit deit beit dinov2 mobilevit""")
 
 
-def timm_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+class Model(NamedTuple):
+    """A model of the table."""
+
+    name: str
+    make: Callable[[], nn.Module]
+
+
+def models() -> Iterator[Model]:
     for name in TIMM:
-        yield f"timm `{name}`", lambda name=name: timm.create_model(name, num_classes=1000)
-
-
-def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+        yield Model(f"timm `{name}`", lambda name=name: timm.create_model(name, num_classes=1000))  # type: ignore[misc]
     for name in TORCHVISION:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        yield f"torchvision `{name}`", lambda name=name, options=options: torchvision.models.get_model(name, **options)
+        yield Model(
+            f"torchvision `{name}`",
+            lambda name=name, options=options: torchvision.models.get_model(name, **options),  # type: ignore[misc]
+        )
+    for name in HUGGING_FACE:
+        yield Model(f"transformers `{name}`", lambda name=name: _hugging_face(name))  # type: ignore[misc]
+
+
+def _hugging_face(name: str) -> nn.Module:
+    config = transformers.AutoConfig.for_model(name)
+    config.num_labels = 10
+    return transformers.AutoModelForImageClassification.from_config(config)
 
 
 def image_side(model: nn.Module) -> int:
     """The side of the images a model is made for."""
     configuration = getattr(model, "pretrained_cfg", None)
-    return configuration["input_size"][-1] if configuration else 224
+    if configuration:
+        return configuration["input_size"][-1]
+    side = getattr(getattr(model, "config", None), "image_size", 224)
+    return side if isinstance(side, int) else 224
 
 
-def verdict(make: Callable[[], nn.Module]) -> tuple[str, bool]:
-    """The captured map and where it was found, or the reason of the refusal."""
+class Verdict(NamedTuple):
+    """A line of the table, but for the model's name."""
+
+    is_taken: bool
+    text: str
+
+
+def verdict(make: Callable[[], nn.Module], tokens: str) -> Verdict:
+    """The map and where it was found, or the reason of the refusal."""
     torch.manual_seed(0)
-    model = make().eval()
+    model = make()
     side = image_side(model)
-    images = torch.randn(2, 3, side, side)
+    images = torch.randn(3, 3, side, side)
     try:
-        with FeatureTap(model) as tap, torch.no_grad():
-            out = tap(images)
-            assert tap.found is not None
-            assert out.features is not None
-            shape = " x ".join(map(str, out.features.shape[1:]))
-            view = "" if str(tap.found.view) == "channels first" else f" ({tap.found.view})"
-            return f"{shape} | `{tap.found.map_name}`{view} → `{tap.found.head_name}`", True
+        tap = FeatureTap(model, images, tokens=tokens)
     except TapError as error:
-        return f"refused | {error}", False
+        return Verdict(False, f"refused | | {error}")
+    assert tap.found is not None
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) or type(module).__name__.endswith("DropPath"):
+            module.p = module.drop_prob = 0.0  # type: ignore[assignment]
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    model.train()
+    nn.functional.cross_entropy(tap(images).logits, torch.tensor([0, 1, 2])).backward()
+    optimizer.step()
+    with torch.no_grad():
+        out = tap(images)
+        off = _off(out)
+    assert out.features is not None
+    shape = " x ".join(map(str, out.features.shape[1:]))
+    view = "" if str(tap.found.view) == "channels first" else f" ({tap.found.view})"
+    head = ", ".join(f"`{name}`" for name in tap.found.tail_names) or "the logits"
+    is_right = off <= MOST_OFF or tokens == "patches"
+    said = f"{off:.0e}" if tokens == "mean" else "by choice"
+    return Verdict(is_right, f"{shape} | {said} | `{tap.found.map_name}`{view} → {head}")
 
 
-def table() -> str:
-    lines, captured = [], 0
-    models = [*timm_models(), *torchvision_models()]
-    for name, make in models:
-        found, is_captured = verdict(make)
-        captured += is_captured
-        lines.append(f"| {name} | {found} |")
+def _off(out: NetworkOutput) -> float:
+    """How far the head of the mean of the map is from the logits, over their largest."""
+    assert out.features is not None
+    mean = out.features.mean((2, 3))
+    head: Callable[[Tensor], Tensor] = out.head  # type: ignore[assignment]
+    if is_linear(out.head):
+        weight, bias = head_parameters(out.head)  # type: ignore[arg-type]
+        logits = nn.functional.linear(mean, weight, bias)
+    else:
+        logits = head(mean)
+    return float((logits - out.logits).abs().max() / out.logits.abs().max())
+
+
+def table(chosen: list[Model]) -> str:
+    """Every model; those that are refused again with the patches in the class token's place."""
+    lines = []
+    counts = {name: [0, 0, 0] for name in ("vision", "transformers")}
+    for model in chosen:
+        found = verdict(model.make, "mean")
+        count = counts["transformers" if model.name.startswith("transformers") else "vision"]
+        count[0] += 1
+        count[1] += found.is_taken
+        text = found.text
+        if not found.is_taken:
+            found = verdict(model.make, "patches")
+            if found.is_taken:
+                text = f'{text}. With `tokens="patches"`: {found.text.replace(" | ", ", ")}'
+        count[2] += found.is_taken
+        lines.append(f"| {model.name} | {text} |")
         print(lines[-1], flush=True)
+    said = [
+        f"of {all_of_them} models of {what} {taken} are taken, {by_choice} with `tokens=\"patches\"`"
+        for what, (all_of_them, taken, by_choice) in zip(("timm and torchvision", "transformers"), counts.values(), strict=True)
+    ]
     head = (
-        f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}: of {len(models)} "
-        f"models {captured} are captured and {len(models) - captured} refused.\n\n"
-        "| model | map | where, or why not |\n|---|---|---|\n"
+        f"timm {timm.__version__}, torchvision {torchvision.__version__}, transformers {transformers.__version__}, torch "
+        f"{torch.__version__}: {'; '.join(said)}.\n\n"
+        "| model | map | off | where, or why not |\n|---|---|---|---|\n"
     )
     return head + "\n".join(lines)
 
 
 def main() -> int:
+    chosen = [model for model in models() if not sys.argv[1:] or any(name in model.name for name in sys.argv[1:])]
+    written = table(chosen)
+    print(written.split("\n", 1)[0])
+    if sys.argv[1:]:
+        return 0
     text = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
         print(f"{DOCUMENT} must hold {BEGIN} and {END}", file=sys.stderr)
         return 1
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
     return 0
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from icd_kernels import FeatureTap, NetworkOutput
-from icd_kernels.heads import head_parameters
 from training.errors import UsageError
 from training.options import SMALL
 from training.paper_networks import BODIES
@@ -43,7 +42,7 @@ class LibraryModel(Network):
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         tap = FeatureTap(model)
-        super().__init__(head_parameters(tap.probe(images).head)[0].shape[1])
+        super().__init__(tap.probe(images).channels)
         self.model = model
         self.tap = tap
 

@@ -1,6 +1,6 @@
-"""Models as their authors wrote them, read for distillation: their classifier, and the map that is pooled before it."""
+"""Models as their authors wrote them, read for distillation: the map that is pooled, and the head of its mean."""
 
+from icd_kernels.tap.errors import TapError
 from icd_kernels.tap.feature_tap import FeatureTap
-from icd_kernels.tap.search import TapError
 
 __all__ = ["FeatureTap", "TapError"]

@@ -1,22 +1,24 @@
-"""Which module is the classifier, and which one's output is the map that is pooled before it: found by evidence.
+"""Which module's output is the map that is pooled, and what leads from there to the logits: found by evidence.
 
-One forward of a few images, every module watched. The classifier is the linear layer whose output the logits are. The
-map is the last output of more than one pixel whose mean is the classifier's input. No name of a model or a layer is
-looked at, so that a model nobody knew of is found or refused as surely as a known one.
+One forward of a few images, every module and every PyTorch function watched. The map is the last output of more than
+one pixel whose mean is a vector that the logits are made of, and of nothing else of that forward. No name of a model
+or a layer is looked at, so that a model nobody knew of is found or refused as surely as a known one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from icd_kernels.heads import head_parameters
-from icd_kernels.tap.views import View, candidates
+from icd_kernels.heads import head_parameters, is_linear
+from icd_kernels.tap.errors import TapError
+from icd_kernels.tap.tail import Call, Recorder, Tail, depending_on
+from icd_kernels.tap.views import View, candidates, patch_of
 
 RELATIVE_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Of the largest element: by how much two ways to compute the same thing may differ."""
@@ -27,20 +29,20 @@ _HARMLESS = (nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool2d)
 """Not worth naming as what stands between a mean and a classifier."""
 
 
-class TapError(ValueError):
-    """A model whose logits are not a linear layer of the mean of a map; the message says what stands between."""
-
-
 class Found(NamedTuple):
     """What a tap watches and reads."""
 
-    head_name: str
-    head: nn.Linear | nn.Conv2d
     map_name: str
-    module: nn.Module
-    reads_input: bool
-    """Whether the map is what `module` is given, in place of what it returns: a head that is pooled after."""
     view: View
+    channels: int
+    order: int
+    """Which of the vectors (B, channels) that are made of the map is its mean: 0 is the first."""
+    tail_names: tuple[str, ...]
+    """Modules that were called between the pooling and the logits, but for the harmless."""
+    reads_input: bool = False
+    """Whether the map is what the module is given, in place of what it returns: a linear head that is pooled after."""
+    tail: Tail | None = None
+    """The probed forward's, for a compiled model, whose own forwards cannot be looked into."""
 
 
 @dataclass(eq=False)  # calls of one module are still told apart
@@ -51,37 +53,48 @@ class _Call:
     module: nn.Module
     given: Tensor | None
     returned: Tensor | None
+    place: int
+    """How many functions had been called before it returned."""
     is_last: bool = True
     """Whether the module was not called again after."""
 
 
 @dataclass
 class _Watch:
+    recorder: Recorder
     calls: list[_Call] = field(default_factory=list)
 
     def hook(self, name: str) -> Any:
         def keep(module: nn.Module, given: tuple[Any, ...], returned: Any) -> None:
             for call in self.calls:
                 call.is_last = call.is_last and call.module is not module
-            self.calls.append(_Call(name, module, _tensor(given), _tensor(returned)))
+            place = len(self.recorder.calls)
+            self.calls.append(_Call(name, module, _tensor(given), _tensor(returned), place))
 
         return keep
 
 
-def find(model: nn.Module, images: Tensor) -> Found:
-    """The classifier and the map of `model`, by a forward of a few of the images in eval mode.
+def find(model: nn.Module, images: Tensor, kwargs: dict[str, Any], tokens: str) -> Found:
+    """The map of `model` and what leads from its mean to the logits, by a forward of a few of the images in eval mode.
 
     Modes, buffers and random state are left as they were.
 
     Raises:
-        TapError: the logits are not a linear layer of the mean of a map.
+        TapError: the logits are not a function of the mean of a map.
     """
+    count = images.shape[0]
+    few = {name: _few(value, count) for name, value in kwargs.items()}
     images = images[:MOST_IMAGES]
-    watch = _Watch()
+    _check_devices(model, images)
+    watch = _Watch(Recorder(everything=True))
     with torch.no_grad():
-        with _watched(model, watch):
-            logits = logits_of(model(images))
-        return _map(watch, _head(watch, logits), (images.shape[-2], images.shape[-1]), logits)
+        with _watched(model, watch), watch.recorder:
+            logits = logits_of(model(images, **few))
+        if not bool(logits.isfinite().all()):
+            raise TapError("the logits are not finite for the probed images: weights that are NaN, say")
+        image = (images.shape[-2], images.shape[-1])
+        search = _Search(watch, logits, image)
+        return search.pooled_after() or search.pooled_before() or search.by_token(tokens) or search.refuse()
 
 
 def logits_of(output: Any) -> Tensor:
@@ -93,7 +106,11 @@ def logits_of(output: Any) -> Tensor:
     if hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, dict):
-        output = output.get("logits")
+        if "logits" not in output:
+            raise TapError(
+                f"model must return logits, in a dict under 'logits', got the keys {sorted(map(str, output))}"
+            )
+        output = output["logits"]
     elif isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim != 2:
@@ -102,130 +119,196 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
+def _few(value: Any, count: int) -> Any:
+    """The probed images' share of a further input."""
+    is_of_batch = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
+    return value[:MOST_IMAGES] if is_of_batch else value
+
+
+def _check_devices(model: nn.Module, images: Tensor) -> None:
+    if images.is_meta or any(parameter.is_meta for parameter in model.parameters()):
+        raise TapError(
+            "model and images must hold values to be looked at, got meta tensors: materialise the model first"
+        )
+
+
 @contextmanager
 def _watched(model: nn.Module, watch: _Watch) -> Iterator[None]:
-    """`model` in eval mode with every module watched."""
+    """`model` in eval mode with every module watched that can be: scripted ones take no hooks."""
     modes = {module: module.training for module in model.modules()}
-    handles = [module.register_forward_hook(watch.hook(name)) for name, module in model.named_modules() if name]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
+    with ExitStack() as hooks, torch.random.fork_rng(devices=list(devices)):
+        try:
+            for name, module in model.named_modules():
+                if name and not isinstance(module, torch.jit.ScriptModule):
+                    hooks.callback(module.register_forward_hook(watch.hook(name)).remove)
             model.eval()
             yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
-def _head(watch: _Watch, logits: Tensor) -> _Call:
-    """The call of the linear layer that gave the logits."""
-    for call in reversed(watch.calls):
-        if call.returned is None or call.given is None or not _is_linear(call.module):
-            continue
-        spatial = call.returned.flatten(2).mean(2) if call.returned.ndim == 4 else call.returned
-        if spatial.shape == logits.shape and _is_close(spatial, logits):
-            return call
-    last = f"; the last module called is {_names(watch.calls[-1:])}" if watch.calls else ""
-    raise TapError(
-        _refusal_after(watch.calls, logits)
-        or f"the logits are no output of an nn.Linear or a 1 x 1 nn.Conv2d, nor its mean over the pixels{last}"
-    )
+class _Head(NamedTuple):
+    """What leads from a vector to the logits."""
+
+    order: int
+    tail: Tail
+    names: tuple[str, ...]
 
 
-def _map(watch: _Watch, head: _Call, image: tuple[int, int], logits: Tensor) -> Found:
-    """The map behind the classifier's input."""
-    assert head.given is not None
-    if head.given.ndim == 4 and head.given.shape[2:].numel() > 1:
-        found = Found(head.name, head.module, head.name, head.module, True, View("channels first"))  # type: ignore[arg-type]
-        return _checked(found, head.given, image, logits, watch.calls)
-    pooled = head.given.flatten(1)
-    if pooled.abs().max() == 0:
-        raise TapError("the classifier's input is 0 for the probed images: give other images")
-    before = watch.calls[: watch.calls.index(head)]
-    for call in reversed(before):
-        view = _view_of(call, pooled, image)
-        if view is not None:
-            assert call.returned is not None
-            found = Found(head.name, head.module, call.name, call.module, False, view)  # type: ignore[arg-type]
-            return _checked(found, call.returned, image, logits, watch.calls)
-    hint = (
-        f"; images of {image[0]} x {image[1]} may leave one pixel: try larger ones" if min(image) < SMALL_IMAGE else ""
-    )
-    raise TapError(_refusal(before, head) + hint)
+class _Search:
+    """What a watched forward shows."""
 
+    def __init__(self, watch: _Watch, logits: Tensor, image: tuple[int, int]) -> None:
+        self.calls = watch.calls
+        self.functions = watch.recorder.calls
+        self.logits = logits
+        self.image = image
+        self.blocked: str | None = None
+        """Why the logits are not made of a mean that was there."""
 
-def _view_of(call: _Call, pooled: Tensor, image: tuple[int, int]) -> View | None:
-    """How the call's output is the map whose mean is `pooled`; None where it is not."""
-    if call.returned is None or not call.is_last or call.returned.shape[0] != pooled.shape[0]:
+    def pooled_after(self) -> Found | None:
+        """A linear head of every pixel, whose scores are pooled: the map is what it is given."""
+        for call in reversed(self.calls):
+            given, returned = call.given, call.returned
+            if given is None or returned is None or returned.ndim != 4 or returned.shape[2:].numel() == 1:
+                continue
+            if not is_plain_linear(call.module) or not call.is_last:
+                continue
+            # Its scores may have been changed in place since, by a ReLU say: what counts is the head of the mean.
+            weight, bias = head_parameters(call.module)
+            scores = nn.functional.linear(given.mean((2, 3)).to(weight.dtype), weight, bias)
+            if is_close(scores, self.logits):
+                view = View("channels first")
+                return Found(call.name, view, given.shape[1], 0, (call.name,), reads_input=True)
         return None
-    for view in candidates(call.returned, pooled.shape[1]):
-        features = view(call.returned, image)
-        if features.shape[2:].numel() > 1 and _is_close(features.mean((2, 3)), pooled):
-            return view
-    return None
 
-
-def _checked(found: Found, output: Tensor, image: tuple[int, int], logits: Tensor, calls: list[_Call]) -> Found:
-    """`found`, once its head on the mean of its map has given the model's logits."""
-    features = found.view(output, image)
-    weight, bias = head_parameters(found.head)
-    dtype = features.dtype  # of an autocast within the model, say
-    expected = nn.functional.linear(features.mean((2, 3)), weight.to(dtype), None if bias is None else bias.to(dtype))
-    if not _is_close(expected, logits):
-        difference = float((expected - logits).abs().max())
-        raise TapError(
-            _refusal_after(calls, logits)
-            or f"{found.head_name!r} of the mean of {found.map_name!r} is {difference:.2g} off the logits"
-        )
-    return found
-
-
-def _refusal(before: list[_Call], head: _Call) -> str:
-    """What stands between the last map and the classifier."""
-    assert head.given is not None
-    for place in range(len(before) - 1, -1, -1):
-        returned = before[place].returned
-        if returned is not None and returned.ndim in (3, 4) and returned[0].numel() > returned.shape[1]:
-            last = f"the last map, {before[place].name!r} {tuple(returned.shape)}"
-            if returned.ndim == 3 and any(_is_close(token, head.given.flatten(1)) for token in returned.unbind(1)):
-                return f"the classifier {head.name!r} reads one token of {last}, a class token say, and not their mean"
-            names = _names(_changing(before[place + 1 :]))
-            if not names:
-                return f"the classifier {head.name!r} is not given the mean over all pixels of {last}"
-            return f"between {last}, and the classifier {head.name!r} there is {names}"
-    return f"no output of more than one pixel comes before the classifier {head.name!r}"
-
-
-def _refusal_after(calls: list[_Call], logits: Tensor) -> str | None:
-    """What stands between a classifier of every pixel and the pooling; None where the logits are not pooled scores.
-
-    An operation in place, such as SqueezeNet's ReLU, has changed what the classifier's call was kept with.
-    """
-    maps = [place for place, call in enumerate(calls) if _is_pooled_to(call, logits)]
-    before = calls[: maps[-1] + 1] if maps else []
-    heads = [place for place, call in enumerate(before) if _scores_pixels(call, logits.shape[1])]
-    if not heads:
+    def pooled_before(self) -> Found | None:
+        """A map whose mean is a vector that the logits are made of."""
+        for call in reversed(self.calls):
+            if not call.is_last or not _has_pixels(call.returned, self.logits):
+                continue
+            for view, features in self._views(call):
+                head = self._head(call, features.mean((2, 3)))
+                if head is not None:
+                    return Found(call.name, view, features.shape[1], head.order, head.names, tail=head.tail)
         return None
-    there = _names(_changing(before[heads[-1] + 1 :])) or "a function of its output"
-    return (
-        f"between the classifier {_names([before[heads[-1]]])}, which is given every pixel, and the pooling there is "
-        f"{there}: the logits are not the classifier on the mean of its map"
-    )
+
+    def by_token(self, tokens: str) -> Found | None:
+        """A token that the head reads, where the caller takes the patches for it."""
+        for call in reversed(self.calls):
+            returned = call.returned
+            if returned is None or returned.ndim != 3 or not call.is_last or returned.shape[0] != len(self.logits):
+                continue
+            head = self._head(call, returned[:, 0])
+            if head is None:
+                continue
+            patch = self._patch(returned.shape[1])
+            if tokens != "patches" or patch is None:
+                raise TapError(
+                    f"the classifier reads one token of the last map, {call.name!r} {tuple(returned.shape)}, a class "
+                    'token say, and not their mean; FeatureTap(model, tokens="patches") takes the patches through its '
+                    "head all the same, a choice that the model's authors did not make"
+                )
+            view = View("tokens", returned.shape[1] - patch.tokens(self.image), patch=patch)
+            return Found(call.name, view, returned.shape[2], head.order, head.names, tail=head.tail)
+        return None
+
+    def refuse(self) -> Found:
+        """Raises TapError with what stands in the way."""
+        if self.blocked is not None:
+            raise TapError(self.blocked)
+        hint = ""
+        if min(self.image) < SMALL_IMAGE:
+            hint = f"; images of {self.image[0]} x {self.image[1]} may leave one pixel: try larger ones"
+        for place in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[place]
+            if call.returned is not None and _has_pixels(call.returned, self.logits):
+                after = _described(_changing(self.calls[place + 1 :]))
+                last = f"the last map, {call.name!r} {tuple(call.returned.shape)}"
+                if not after:
+                    raise TapError(f"the logits are made of {last} by no module{hint}")
+                raise TapError(f"no vector between {last}, and the logits is its mean; after it there is {after}{hint}")
+        raise TapError(f"no output of more than one pixel comes before the logits{hint}")
+
+    def _views(self, call: _Call) -> Iterator[tuple[View, Tensor]]:
+        """The call's output as a map in every way."""
+        returned = call.returned
+        assert returned is not None
+        for view in candidates(returned, self.image, self._patch):
+            features = view(returned, self.image)
+            if features.shape[2:].numel() > 1:
+                yield view, features
+
+    def _head(self, call: _Call, expected: Tensor) -> _Head | None:
+        """What leads to the logits from the vector (B, C) that is expected to be made of the call's output.
+
+        The first such vector whose calls lead to the logits; None where none is there.
+        """
+        assert call.returned is not None
+        if expected.abs().max() == 0:
+            raise TapError("the map is 0 for the probed images: give other images")
+        functions, live = depending_on(call.returned, self.functions[call.place :])
+        order = -1
+        for place, function in enumerate(functions):
+            if not is_vector(function.output, *expected.shape):
+                continue
+            order += 1
+            if not is_close(function.output.reshape(expected.shape), expected):
+                continue
+            try:
+                tail = self._tail(function.output, functions[place + 1 :], live)
+            except TapError as error:
+                self.blocked = self.blocked or f"between the mean of {call.name!r} and the logits: {error}"
+                continue
+            return _Head(order, tail, self._names(call, function))
+        return None
+
+    def _tail(self, pooled: Tensor, functions: list[Call], live: dict[int, Tensor]) -> Tail:
+        """What leads from the vector to the logits; checked on it, and on twice as many rows."""
+        tail = Tail(pooled, self.logits, functions, live)
+        rows = pooled.reshape(len(pooled), -1)
+        again = tail(torch.cat((rows, rows.flip(0))))
+        if not is_close(again, torch.cat((self.logits, self.logits.flip(0)))):
+            raise TapError("the calls that lead there give other logits for the same vectors")
+        return tail
+
+    def _names(self, call: _Call, pooling: Call) -> tuple[str, ...]:
+        """Modules that were called after the pooling."""
+        place = next(place for place, function in enumerate(self.functions) if function is pooling)
+        return tuple(after.name for after in _changing([each for each in self.calls if each.place > place + 1]))
+
+    def _patch(self, count: int) -> Any:
+        """The patches of a transformer with at most `count` tokens, from the map that its embedding made."""
+        return patch_of([call.returned for call in self.calls], count, self.image)
 
 
-def _scores_pixels(call: _Call, classes: int) -> bool:
-    """Whether the call is that of a linear layer from every pixel to as many numbers as there are classes."""
-    returned = call.returned
-    return _is_linear(call.module) and returned is not None and returned.ndim == 4 and returned.shape[1] == classes
+def is_vector(output: Any, batch: int, channels: int) -> bool:
+    """Whether a function's output is one vector of so many channels for each image."""
+    return isinstance(output, Tensor) and output.numel() == batch * channels and output.shape[:1] == (batch,)
 
 
-def _is_pooled_to(call: _Call, logits: Tensor) -> bool:
-    """Whether the logits are the mean over the pixels, more than one, of what the call returned."""
-    if call.returned is None or call.returned.ndim != 4 or call.returned.shape[2:].numel() == 1:
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is an `nn.Linear` or a 1 x 1 `nn.Conv2d` of every pixel."""
+    if isinstance(module, nn.Conv2d):
+        return is_linear(module) and module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
+    return isinstance(module, nn.Linear) and is_linear(module)
+
+
+def is_close(first: Tensor, second: Tensor) -> bool:
+    """Whether two ways to compute the same thing agree."""
+    if first.shape != second.shape:
         return False
-    return _is_close(call.returned.mean((2, 3)), logits)
+    tolerance = max(RELATIVE_ERROR.get(tensor.dtype, 1e-4) for tensor in (first, second))
+    return bool((first - second).abs().max() <= tolerance * second.abs().max())
+
+
+def _has_pixels(returned: Tensor | None, logits: Tensor) -> bool:
+    """Whether an output may be a map of more than one pixel."""
+    if returned is None or returned.ndim not in (3, 4) or returned.shape[0] != len(logits):
+        return False
+    return returned[0].numel() > max(returned.shape[1], returned.shape[-1])
 
 
 def _changing(calls: list[_Call]) -> list[_Call]:
@@ -233,21 +316,8 @@ def _changing(calls: list[_Call]) -> list[_Call]:
     return [call for call in calls if not any(call.module.children()) and not isinstance(call.module, _HARMLESS)]
 
 
-def _names(calls: list[_Call]) -> str:
+def _described(calls: list[_Call]) -> str:
     return ", ".join(f"{call.name!r} ({type(call.module).__name__})" for call in calls)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
-    return isinstance(module, nn.Linear)
-
-
-def _is_close(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape:
-        return False
-    tolerance = max(RELATIVE_ERROR.get(tensor.dtype, 1e-4) for tensor in (first, second))
-    return bool((first - second).abs().max() <= tolerance * second.abs().max())
 
 
 def _tensor(value: Any) -> Tensor | None:
