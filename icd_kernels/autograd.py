@@ -45,7 +45,7 @@ def icd_loss(
 ) -> Tensor:
     """The loss by the operators of namespace `operators`; without a gradient to compute, the forward operator alone."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
-    refuse_forward_mode(tensors)
+    refuse_transforms(tensors)
     wanted = Wanted.of(student_features, student_weight, student_bias)
     if any(wanted):
         return ICDLossFunction.apply(operators, *tensors, options, wanted)
@@ -55,7 +55,7 @@ def icd_loss(
 
 def region_features(operators: str, features: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
     """Pooled features by the operators of namespace `operators`."""
-    refuse_forward_mode((features,))
+    refuse_transforms((features,))
     if pyramid == "adaptive":
         return RegionFeaturesFunction.apply(operators, features, scales)
     finest = RegionFeaturesFunction.apply(operators, features, (max(scales),))
@@ -66,7 +66,7 @@ def region_logits(
     operators: str, features: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[int, ...], pyramid: str
 ) -> Tensor:
     """Local logits by the operators of namespace `operators`."""
-    refuse_forward_mode((features, weight, bias))
+    refuse_transforms((features, weight, bias))
     wanted = Wanted.of(features, weight, bias)
     if any(wanted):
         return RegionLogitsFunction.apply(operators, _anchor(features), features, weight, bias, scales, pyramid, wanted)
@@ -75,7 +75,7 @@ def region_logits(
 
 def gram_kl(operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
     """The KL of the Gram matrices of given logits by the operators of namespace `operators`."""
-    refuse_forward_mode((student_logits, teacher_logits))
+    refuse_transforms((student_logits, teacher_logits))
     if torch.is_grad_enabled() and student_logits.requires_grad:
         return GramKLFunction.apply(operators, _anchor(student_logits), student_logits, teacher_logits, options)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def row_losses(
     complementary_weight: float,
 ) -> Tensor:
     """Losses (B, N) of logit rows (B, K, N) by the operators of namespace `operators`."""
-    refuse_forward_mode((student_logits, teacher_logits))
+    refuse_transforms((student_logits, teacher_logits))
     settings = (factors, temperature, complementary_weight)
     if torch.is_grad_enabled() and student_logits.requires_grad:
         anchor = _anchor(student_logits)
@@ -255,20 +255,27 @@ class _FirstDerivative(Function):
         )
 
 
-def refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
-    """Raises where a tensor carries a forward-mode derivative, which the operators would drop: the result's would be 0.
+def refuse_transforms(tensors: Sequence[Tensor | None]) -> None:
+    """Raises where a tensor carries a forward-mode derivative, which the operators would drop: the result's would be 0;
+    and within a transform of torch.func, which they do not know.
 
     Raises:
-        RuntimeError: one does.
+        RuntimeError: so it is.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    if torch.compiler.is_compiling():
         return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(
-                "icd_kernels: the fused backends have no forward-mode derivative (torch.func.jvp, forward_ad); "
-                "use backend='reference'"
-            )
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError(
+                    "icd_kernels: the fused backends have no forward-mode derivative (torch.func.jvp, forward_ad); "
+                    "use backend='reference'"
+                )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "icd_kernels: the fused backends do not run within torch.func (grad, vmap, jacrev, ..): use "
+            "backend='reference' there, or torch.autograd.grad"
+        )
 
 
 def _anchor(tensor: Tensor) -> Tensor:

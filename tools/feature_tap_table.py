@@ -1,8 +1,8 @@
 """Taps models of timm, torchvision and Hugging Face and writes what was taken or refused into docs/feature_tap.md.
 
-`python tools/feature_tap_table.py [NAME ..]`, where the libraries are installed; with names, prints those alone. Weights
-are random: what is looked for is the layout of a model, not what it has learnt. Every model that is taken makes an
-optimiser step, and is then run in training mode, dropout aside: the head of the mean of the map must give its logits.
+`python tools/feature_tap_table.py [NAME ..]`, where the libraries are installed; with names, prints those alone.
+Weights are random: what is looked for is the layout of a model, not what it has learnt. Every model that is taken makes
+an optimiser step, and is then run in training mode, dropout aside: the head of the mean must give its logits.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ def verdict(make: Callable[[], nn.Module], tokens: str) -> Verdict:
         return Verdict(False, f"refused | | {error}")
     assert tap.found is not None
     for module in model.modules():
-        if isinstance(module, nn.Dropout) or type(module).__name__.endswith("DropPath"):
-            module.p = module.drop_prob = 0.0  # type: ignore[assignment]
+        for name in ("p", "drop_prob", "drop_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     model.train()
     nn.functional.cross_entropy(tap(images).logits, torch.tensor([0, 1, 2])).backward()
@@ -146,7 +147,7 @@ def table(chosen: list[Model]) -> str:
         count[0] += 1
         count[1] += found.is_taken
         text = found.text
-        if not found.is_taken:
+        if text.startswith("refused"):
             found = verdict(model.make, "patches")
             if found.is_taken:
                 text = f'{text}. With `tokens="patches"`: {found.text.replace(" | ", ", ")}'
@@ -154,12 +155,14 @@ def table(chosen: list[Model]) -> str:
         lines.append(f"| {model.name} | {text} |")
         print(lines[-1], flush=True)
     said = [
-        f"of {all_of_them} models of {what} {taken} are taken, {by_choice} with `tokens=\"patches\"`"
-        for what, (all_of_them, taken, by_choice) in zip(("timm and torchvision", "transformers"), counts.values(), strict=True)
+        f'of {all_of_them} models of {what} {taken} are taken, {by_choice} with `tokens="patches"`'
+        for what, (all_of_them, taken, by_choice) in zip(
+            ("timm and torchvision", "transformers"), counts.values(), strict=True
+        )
     ]
     head = (
-        f"timm {timm.__version__}, torchvision {torchvision.__version__}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}: {'; '.join(said)}.\n\n"
+        f"timm {timm.__version__}, torchvision {torchvision.__version__}, transformers {transformers.__version__}, "
+        f"torch {torch.__version__}: {'; '.join(said)}.\n\n"
         "| model | map | off | where, or why not |\n|---|---|---|---|\n"
     )
     return head + "\n".join(lines)

@@ -174,10 +174,12 @@ class _Search:
             given, returned = call.given, call.returned
             if given is None or returned is None or returned.ndim != 4 or returned.shape[2:].numel() == 1:
                 continue
-            if not is_plain_linear(call.module) or not call.is_last:
+            if not isinstance(call.module, nn.Conv2d) or not is_plain_linear(call.module) or not call.is_last:
                 continue
             # Its scores may have been changed in place since, by a ReLU say: what counts is the head of the mean.
             weight, bias = head_parameters(call.module)
+            if weight.shape[0] != self.logits.shape[1]:
+                continue
             scores = nn.functional.linear(given.mean((2, 3)).to(weight.dtype), weight, bias)
             if is_close(scores, self.logits):
                 view = View("channels first")
