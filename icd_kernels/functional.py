@@ -8,6 +8,8 @@ from torch import Tensor
 
 from icd_kernels import checks, options
 from icd_kernels.backends import choose
+from icd_kernels.by_head import logits_by_head
+from icd_kernels.heads import Head
 from icd_kernels.options import DEFAULT_SCALES, DEFAULT_TEMPERATURE
 
 
@@ -137,6 +139,39 @@ def region_logits(
     checked_pyramid = options.check_pyramid(pyramid)
     checks.check_network(features, weight, bias)
     return choose(backend, features.device.type).region_logits(features, weight, bias, checked_scales, checked_pyramid)
+
+
+def local_logits(
+    features: Tensor,
+    head: Head,
+    *,
+    scales: Iterable[int] = DEFAULT_SCALES,
+    pyramid: str = "adaptive",
+    backend: str = "auto",
+) -> Tensor:
+    """Local logits of every region by a head of any kind: the head applied to the mean features of the region.
+
+    Args:
+        features: (B, C, H, W), any strides.
+        head: an `nn.Linear`, a 1 x 1 `nn.Conv2d` or a (weight, bias) pair, for which this is :func:`region_logits`; or
+            any callable from (M, C) to (M, K), which is given all M = B·N regions, in the dtype of its parameters.
+        scales: as for :func:`icd_loss`.
+        pyramid: as for :func:`icd_loss`.
+        backend: as for :func:`icd_loss`.
+
+    Returns:
+        (B, K, N), as :func:`region_logits`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or the head has a BatchNorm in training mode, whose statistics over
+            regions are not those over images.
+        BackendUnavailableError: a named backend is not usable here.
+    """
+    checked_scales = options.check_scales(scales)
+    checked_pyramid = options.check_pyramid(pyramid)
+    checks.check_map(features)
+    chosen = choose(backend, features.device.type)
+    return logits_by_head(features, head, checked_scales, checked_pyramid, chosen, "")
 
 
 def gram_kl(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from icd_kernels.backends import choose
+from icd_kernels.by_head import logits_by_head
 from icd_kernels.checks import check_logits, check_map
 from icd_kernels.functional import icd_loss
 from icd_kernels.heads import Head, head_parameters, is_linear
-from icd_kernels.local_logits import local_logits
 from icd_kernels.options import (
     DEFAULT_SCALES,
     DEFAULT_TEMPERATURE,
@@ -118,7 +118,7 @@ class ICDLoss(nn.Module):
             TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
         """
         if not (is_linear(student_head) and is_linear(teacher_head)):
-            return self._by_local_logits(student_features, student_head, teacher_features, teacher_head)
+            return self._by_logits_by_head(student_features, student_head, teacher_features, teacher_head)
         student_weight, student_bias = head_parameters(student_head, "student_head")
         teacher_weight, teacher_bias = head_parameters(teacher_head, "teacher_head")
         loss = icd_loss(
@@ -133,7 +133,7 @@ class ICDLoss(nn.Module):
         )
         return loss * self.weight
 
-    def _by_local_logits(
+    def _by_logits_by_head(
         self, student_features: Tensor, student_head: Head, teacher_features: Tensor, teacher_head: Head
     ) -> Tensor:
         """The same where a head is not linear."""
@@ -150,9 +150,9 @@ class ICDLoss(nn.Module):
         check_map(teacher_features, "teacher_features")
         regions = (self.options.scales, self.options.pyramid)
         backend = choose(self.backend, student_features.device.type)
-        student = local_logits(student_features, student_head, *regions, backend, "student")
+        student = logits_by_head(student_features, student_head, *regions, backend, "student")
         with torch.no_grad():
-            teacher = local_logits(teacher_features, teacher_head, *regions, backend, "teacher")
+            teacher = logits_by_head(teacher_features, teacher_head, *regions, backend, "teacher")
         return student, teacher
 
     def extra_repr(self) -> str:

@@ -137,6 +137,10 @@ class Between(Plain):
         logits = self.fc(pooled.view(pooled.size(0), -1))
         if self.why == "more than the mean":
             return logits + features.amax((1, 2, 3))[:, None]
+        if self.why == "another branch":
+            return torch.stack((logits, self.other(images.mean((2, 3)).repeat(1, 2)))).mean(0)
+        if self.why == "the batch":
+            return logits - logits.mean(0)
         return 2 * logits if self.why == "scaled" else logits
 
 

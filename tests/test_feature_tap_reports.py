@@ -136,16 +136,43 @@ def test_an_adapter_that_is_switched_off() -> None:
     assert out.head is adapter.base
 
 
-def test_peft() -> None:
-    peft = pytest.importorskip("peft", reason="LoRA on a head needs peft: pip install peft")
-    model = nn.Sequential()
-    model.add_module("body", nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    model.add_module("fc", nn.Linear(8, CLASSES))
-    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["fc"], r=2))
-    tap = FeatureTap(model, images_of())
-    train(model, tap)
-    assert off(tap(images_of())) < 1e-5
-    with model.disable_adapter():
+class TestPeft:
+    def model(self) -> nn.Module:
+        model = nn.Sequential()
+        model.add_module("body", nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU()))
+        model.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+        model.add_module("fc", nn.Linear(8, CLASSES))
+        return model
+
+    def test_an_adapter_of_the_head(self) -> None:
+        peft = pytest.importorskip("peft", reason="LoRA on a head needs peft: pip install peft")
+        model = peft.get_peft_model(self.model(), peft.LoraConfig(target_modules=["fc"], r=2))
+        tap = FeatureTap(model, images_of())
+        train(model, tap)
+        out = tap(images_of())
+        assert off(out) < 1e-5
+        with model.disable_adapter():
+            switched_off = tap(images_of())
+            assert off(switched_off) < 1e-5
+        assert not torch.allclose(out.logits, switched_off.logits)
+
+    def test_a_head_to_save(self) -> None:
+        """A copy of the head that is trained in its place."""
+        peft = pytest.importorskip("peft", reason="LoRA on a head needs peft: pip install peft")
+        config = peft.LoraConfig(target_modules=["body.2"], modules_to_save=["fc"], r=2)
+        model = peft.get_peft_model(self.model(), config)
+        tap = FeatureTap(model, images_of())
+        train(model, tap)
+        out = tap(images_of())
+        assert off(out) < 1e-5
+        assert out.head is model.base_model.model.fc.modules_to_save["default"]
+
+    def test_an_adapter_that_is_added_later(self) -> None:
+        peft = pytest.importorskip("peft", reason="LoRA on a head needs peft: pip install peft")
+        model = self.model()
+        tap = FeatureTap(model, images_of())
+        tap.model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["fc"], r=2), model)
+        train(model, tap)
         assert off(tap(images_of())) < 1e-5
 
 

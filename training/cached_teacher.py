@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icd_kernels import NetworkOutput, region_logits
-from icd_kernels.heads import head_parameters
+from icd_kernels import NetworkOutput, local_logits
 from training import checkpoint
 from training.data import Batch, DataSet
 from training.networks import Network
@@ -56,9 +55,9 @@ def _outputs(teacher: Network, images: DataSet, settings: dict[str, Any]) -> dic
         output = teacher(batch.images)
         assert output.features is not None
         assert output.head is not None
-        local = region_logits(
+        local = local_logits(
             output.features,
-            *head_parameters(output.head),
+            output.head,
             scales=settings["scales"],
             pyramid=settings["pyramid"],
             backend=settings["backend"],

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from icd_kernels import ICDLoss, NetworkOutput, gram_kl, region_logits
-from icd_kernels.heads import head_parameters
+from icd_kernels import ICDLoss, NetworkOutput, gram_kl, local_logits
 from training.data import DataSet
 from training.losses import kd_loss
 from training.networks import Network
@@ -71,4 +70,4 @@ class Evaluation:
         assert output.features is not None
         assert output.head is not None
         options = {name: self.icd[name] for name in ("scales", "pyramid", "backend")}
-        return Logits(output.logits, region_logits(output.features, *head_parameters(output.head), **options))
+        return Logits(output.logits, local_logits(output.features, output.head, **options))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from icd_kernels.backends import choose
+from icd_kernels.by_head import logits_by_head
 from icd_kernels.geometry import cell_count
-from icd_kernels.local_logits import local_logits
 from icd_kernels.objectives.batch import View
 from icd_kernels.objectives.classes import ClassPairs
 from icd_kernels.objectives.common import set_checked
@@ -47,7 +47,7 @@ class Regions:
         if view.regions is not None:
             return view.regions
         backend = choose(self.backend, view.features.device.type)
-        regions = local_logits(view.features, view.head, self.scales, self.pyramid, backend, name)
+        regions = logits_by_head(view.features, view.head, self.scales, self.pyramid, backend, name)
         if not isinstance(view.head, tuple):
             if regions.shape[1] != view.every_logit.shape[1]:
                 raise ValueError(

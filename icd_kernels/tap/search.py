@@ -93,7 +93,8 @@ def find(model: nn.Module, images: Tensor, kwargs: dict[str, Any], tokens: str) 
         if not bool(logits.isfinite().all()):
             raise TapError("the logits are not finite for the probed images: weights that are NaN, say")
         image = (images.shape[-2], images.shape[-1])
-        search = _Search(watch, logits, image)
+        inputs = [images, *(value for value in few.values() if isinstance(value, Tensor))]
+        search = _Search(watch, inputs, logits, image)
         return search.pooled_after() or search.pooled_before() or search.by_token(tokens) or search.refuse()
 
 
@@ -160,9 +161,10 @@ class _Head(NamedTuple):
 class _Search:
     """What a watched forward shows."""
 
-    def __init__(self, watch: _Watch, logits: Tensor, image: tuple[int, int]) -> None:
+    def __init__(self, watch: _Watch, inputs: list[Tensor], logits: Tensor, image: tuple[int, int]) -> None:
         self.calls = watch.calls
         self.functions = watch.recorder.calls
+        _, self.live = depending_on(inputs, self.functions)
         self.logits = logits
         self.image = image
         self.blocked: str | None = None
@@ -251,7 +253,7 @@ class _Search:
         assert call.returned is not None
         if expected.abs().max() == 0:
             raise TapError("the map is 0 for the probed images: give other images")
-        functions, live = depending_on(call.returned, self.functions[call.place :])
+        functions, _ = depending_on([call.returned], self.functions[call.place :])
         order = -1
         for place, function in enumerate(functions):
             if not is_vector(function.output, *expected.shape):
@@ -260,20 +262,23 @@ class _Search:
             if not is_close(function.output.reshape(expected.shape), expected):
                 continue
             try:
-                tail = self._tail(function.output, functions[place + 1 :], live)
+                tail = self._tail(function.output, functions[place + 1 :])
             except TapError as error:
                 self.blocked = self.blocked or f"between the mean of {call.name!r} and the logits: {error}"
                 continue
             return _Head(order, tail, self._names(call, function))
         return None
 
-    def _tail(self, pooled: Tensor, functions: list[Call], live: dict[int, Tensor]) -> Tail:
-        """What leads from the vector to the logits; checked on it, and on twice as many rows."""
-        tail = Tail(pooled, self.logits, functions, live)
+    def _tail(self, pooled: Tensor, functions: list[Call]) -> Tail:
+        """What leads from the vector to the logits; checked on it, with other vectors beside it."""
+        tail = Tail(pooled, self.logits, functions, self.live)
         rows = pooled.reshape(len(pooled), -1)
-        again = tail(torch.cat((rows, rows.flip(0))))
-        if not is_close(again, torch.cat((self.logits, self.logits.flip(0)))):
-            raise TapError("the calls that lead there give other logits for the same vectors")
+        try:
+            again = tail(torch.cat((rows, rows / 2)))
+        except RuntimeError as error:
+            raise TapError(f"the calls that lead there cannot be made with more vectors: {error}") from error
+        if again.shape[0] != 2 * len(rows) or not is_close(again[: len(rows)], self.logits):
+            raise TapError("the calls that lead there give other logits with other vectors beside")
         return tail
 
     def _names(self, call: _Call, pooling: Call) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ identity in a fresh model (a neck's norm, an adapter) is part of it all the same
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,9 +81,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def depending_on(tensor: Tensor, calls: list[Call]) -> tuple[list[Call], dict[int, Tensor]]:
-    """Those of the calls that depend on the tensor, and every tensor that does, by identity."""
-    live = {id(tensor): tensor}
+def depending_on(tensors: Sequence[Tensor], calls: list[Call]) -> tuple[list[Call], dict[int, Tensor]]:
+    """Those of the calls that depend on the tensors, and every tensor that does, by identity."""
+    live = {id(tensor): tensor for tensor in tensors}
     found = []
     for call in calls:
         if any(id(given) in live for given in tensors_in((call.args, call.kwargs))):
