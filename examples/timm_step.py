@@ -4,7 +4,7 @@
     python examples/timm_step.py
 
 Replace the models' names (`pretrained=True` for the teacher) and the random batch. `FeatureTap` refuses the models
-whose logits are not one linear layer of the mean of a map, and says why.
+whose logits are no function of the mean of a map, and says why.
 """
 
 from __future__ import annotations

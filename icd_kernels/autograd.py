@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
-from icd_kernels.geometry import nested_means
+from icd_kernels.geometry import coarser, is_folded
 from icd_kernels.options import Options
 
 
@@ -56,10 +56,13 @@ def icd_loss(
 def region_features(operators: str, features: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
     """Pooled features by the operators of namespace `operators`."""
     refuse_transforms((features,))
-    if pyramid == "adaptive":
+    height, width = features.shape[2:]
+    # On a CPU the finest grid alone is pooled where it says all; a GPU rather has one launch.
+    is_cheaper_folded = features.device.type == "cpu" and is_folded(scales, pyramid, height, width)
+    if pyramid == "adaptive" and not is_cheaper_folded:
         return RegionFeaturesFunction.apply(operators, features, scales)
     finest = RegionFeaturesFunction.apply(operators, features, (max(scales),))
-    return nested_means(scales, finest.dtype, finest.device) @ finest
+    return coarser(finest, scales)
 
 
 def region_logits(

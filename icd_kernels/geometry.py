@@ -37,16 +37,19 @@ def base_scales(scales: Sequence[int], pyramid: str, height: int, width: int) ->
     return (max(scales),) if is_folded(scales, pyramid, height, width) else tuple(scales)
 
 
-def nested_means(scales: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What makes every cell of a nested pyramid of the finest scale's cells, (N, finest²): each is a mean of them."""
-    finest = max(scales)
-    means = torch.zeros(cell_count(scales), finest, finest, dtype=dtype)
-    first = 0
-    for scale in scales:
-        for row in range(scale):
-            for column in range(scale):
-                (top, bottom), (left, right) = (window(place, scale, finest) for place in (row, column))
-                cell = means[first + row * scale + column, top:bottom, left:right]
-                cell.fill_(1 / cell.numel())
-        first += scale * scale
-    return means.flatten(1).to(device)
+def coarser(finest: Tensor, scales: Sequence[int]) -> Tensor:
+    """The cells of every scale, (B, N, C), from those of the finest, (B, finest², C), that they are means of."""
+    side = max(scales)
+    grid = finest.unflatten(1, (side, side))
+    return torch.cat([finest if scale == side else _means(grid, scale) for scale in scales], dim=1)
+
+
+def _means(grid: Tensor, scale: int) -> Tensor:
+    """Cells of one scale, (B, scale², C), of a grid (B, side, side, C)."""
+    side = grid.shape[1]
+    if side % scale == 0:
+        parts = (scale, side // scale)
+        return grid.unflatten(2, parts).unflatten(1, parts).mean((2, 4)).flatten(1, 2)
+    windows = [window(index, scale, side) for index in range(scale)]
+    cells = [grid[:, top:bottom, left:right].mean((1, 2)) for top, bottom in windows for left, right in windows]
+    return torch.stack(cells, dim=1)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from icd_kernels import region_features, region_logits
 
-SCALES = [(1, 2, 4), (3, 1), (5,)]
+SCALES = [(1, 2, 4), (3, 1), (5,), (1, 7)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -38,7 +38,7 @@ def means(features: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_are_means(backend: str, layout: str, scales: tuple[int, ...], pyramid: str) -> None:
-    features = feature_map((3, 5, 7, 6), layout, torch.float64).requires_grad_()
+    features = feature_map((3, 5, 7, 7), layout, torch.float64).requires_grad_()
     got = region_features(features, scales=scales, pyramid=pyramid, backend=backend)
     expected = means(features, scales, pyramid)
     assert_close(got, expected)
@@ -95,13 +95,25 @@ def test_compiles_in_one_graph(backend: str) -> None:
     assert_close(*(torch.autograd.grad(x.square().sum(), features)[0] for x in (got, expected)))
 
 
+@pytest.mark.parametrize("pyramid", ["adaptive", "nested"])
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_nan_stays_in_its_regions(backend: str) -> None:
+def test_nan_stays_in_its_regions(backend: str, pyramid: str) -> None:
     features = torch.ones(1, 2, 4, 4)
     features[0, 1, 0, 0] = torch.nan
-    got = region_features(features, scales=(1, 2), backend=backend)
+    got = region_features(features, scales=(1, 2), pyramid=pyramid, backend=backend)
     assert got[0, :, 1].isnan().tolist() == [True, True, False, False, False]
     assert got[0, :, 0].eq(1).all()
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_first_in_inference_mode_then_in_training(backend: str) -> None:
+    """What is kept between calls must serve a graph."""
+    features = feature_map((2, 3, 8, 8), "contiguous", torch.float32)
+    with torch.inference_mode():
+        first = region_features(features, scales=(1, 2, 8), backend=backend)
+    again = region_features(features.requires_grad_(), scales=(1, 2, 8), backend=backend)
+    assert_close(again, first.clone())
+    again.sum().backward()
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

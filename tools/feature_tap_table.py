@@ -47,8 +47,8 @@ resnet18 resnext50_32x4d wide_resnet50_2 densenet121 vgg11_bn mobilenet_v2 mobil
 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s regnet_y_400mf convnext_tiny mnasnet0_5 googlenet inception_v3
 squeezenet1_0 vit_b_16 swin_t maxvit_t""")
 HUGGING_FACE = _names("""
-resnet regnet convnext convnextv2 mobilenet_v1 mobilenet_v2 efficientnet swin swinv2 poolformer pvt pvt_v2 levit
-focalnet cvt vit deit beit dinov2 mobilevit""")
+ResNet RegNet ConvNext ConvNextV2 MobileNetV1 MobileNetV2 EfficientNet Swin Swinv2 PoolFormer Pvt PvtV2 Levit FocalNet
+Cvt ViT DeiT Beit Dinov2 MobileViT""")
 
 
 class Model(NamedTuple):
@@ -72,9 +72,8 @@ def models() -> Iterator[Model]:
 
 
 def _hugging_face(name: str) -> nn.Module:
-    config = transformers.AutoConfig.for_model(name)
-    config.num_labels = 10
-    return transformers.AutoModelForImageClassification.from_config(config)
+    kind = getattr(transformers, f"{name}ForImageClassification")
+    return kind(kind.config_class(num_labels=10))
 
 
 def image_side(model: nn.Module) -> int:
@@ -99,6 +98,8 @@ def verdict(make: Callable[[], nn.Module], tokens: str) -> Verdict:
     model = make()
     side = image_side(model)
     images = torch.randn(3, 3, side, side)
+    with torch.no_grad():
+        model.train()(images)  # statistics for the norms: without any, the map of a deep network may be 0
     try:
         tap = FeatureTap(model, images, tokens=tokens)
     except TapError as error:

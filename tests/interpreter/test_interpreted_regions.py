@@ -41,13 +41,14 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert_close(gradient, torch.autograd.grad(expected.square().sum(), features)[0])
 
 
+@pytest.mark.parametrize("pyramid", ["adaptive", "nested"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_not_finite_stays_in_its_cells(value: float) -> None:
+def test_not_finite_stays_in_its_cells(value: float, pyramid: str) -> None:
     features = feature_map((2, 3, 8, 8))
     features[1, 2, 5, 0] = value
     with interpreted():
-        got = region_features(features, backend=TRITON)
-    assert_close(got, region_features(features, backend="reference"), equal_nan=True)
+        got = region_features(features, pyramid=pyramid, backend=TRITON)
+    assert_close(got, region_features(features, pyramid=pyramid, backend="reference"), equal_nan=True)
 
 
 def test_any_number_of_derivatives() -> None:
