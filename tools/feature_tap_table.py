@@ -81,6 +81,8 @@ def image_side(model: nn.Module) -> int:
     configuration = getattr(model, "pretrained_cfg", None)
     if configuration:
         return configuration["input_size"][-1]
+    if isinstance(model, torchvision.models.Inception3):
+        return 299
     side = getattr(getattr(model, "config", None), "image_size", 224)
     return side if isinstance(side, int) else 224
 
