@@ -476,6 +476,52 @@ def test_further_inputs() -> None:
     assert_close(out.logits, model(images_of(), domain, scale=2.0).logits)
 
 
+class WithinDevice(nn.Module):
+    """A model that has a mode of PyTorch's functions on while it makes its map, and leaves it after."""
+
+    def __init__(self, *, is_around_all: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, CLASSES))
+        self.is_around_all = is_around_all
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.device("cpu"):
+            maps = self.body(images)
+            out: Tensor
+            if self.is_around_all:
+                out = self.head(maps.mean((2, 3)))
+                return out
+        out = self.head(maps.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("is_around_all", [False, True])
+def test_a_model_with_a_mode_of_its_own(is_around_all: bool) -> None:
+    before = torch._C._len_torch_function_stack()
+    model = WithinDevice(is_around_all=is_around_all)
+    tap = FeatureTap(model, images_of())
+    for _ in range(2):
+        assert off(tap(images_of())) < 1e-5
+    assert torch._C._len_torch_function_stack() == before
+    with torch.device("cpu"):
+        assert off(tap(images_of())) < 1e-5
+
+
+def test_a_forward_that_fails_leaves_no_hook_and_no_mode() -> None:
+    model = net(nn.Linear(8, CLASSES))
+    tap = FeatureTap(model, images_of())
+    model[4].register_forward_hook(_fail)
+    with pytest.raises(RuntimeError, match="fails"):
+        tap(images_of())
+    assert torch._C._len_torch_function_stack() == 0
+    assert sum(len(module._forward_hooks) for module in model.modules()) == 1
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("fails")
+
+
 class ReturnsADict(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -123,9 +123,10 @@ class FeatureTap:
             return None
         recorder, seen = Recorder(), _Seen()
         with ExitStack() as hooks:
-            seen.watch(hooks, inner, module, found.reads_input, recorder)
-            with recorder:
-                logits = logits_of(self.model(images, **kwargs))
+            if found.is_within_mode:
+                hooks.enter_context(recorder)
+            seen.watch(hooks, inner, module, found, recorder)
+            logits = logits_of(self.model(images, **kwargs))
         if seen.map is None:
             return None
         if found.reads_input:
@@ -193,21 +194,22 @@ class _Seen:
         self.map: Tensor | None = None
         self.output: Any = None
 
-    def watch(
-        self, hooks: ExitStack, model: nn.Module, module: nn.Module, reads_input: bool, recorder: Recorder
-    ) -> None:
+    def watch(self, hooks: ExitStack, model: nn.Module, module: nn.Module, found: Found, recorder: Recorder) -> None:
         """Hooks for the time of a forward: none stays in the model, to be copied or saved with it."""
+        begin = recorder.begin if found.is_within_mode else recorder.begin_here
 
         def keep(_module: nn.Module, given: tuple[Any, ...], returned: Any) -> None:
             if threading.get_ident() == self.thread:
-                value = given if reads_input else returned
+                value = given if found.reads_input else returned
                 self.map = value[0] if isinstance(value, (tuple, list)) else value
-                recorder.begin(self.map)
+                begin(self.map)
 
         def end(_module: nn.Module, _given: tuple[Any, ...], returned: Any) -> None:
             if threading.get_ident() == self.thread:
                 self.output = returned
+                recorder.stop()
 
+        hooks.callback(recorder.stop)
         hooks.callback(module.register_forward_hook(keep).remove)
         hooks.callback(model.register_forward_hook(end).remove)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from icd_kernels.heads import head_parameters, is_linear
 from icd_kernels.tap.errors import TapError
-from icd_kernels.tap.tail import Call, Recorder, Tail, depending_on
+from icd_kernels.tap.tail import Call, Recorder, Tail, depending_on, function_modes
 from icd_kernels.tap.views import View, candidates, patch_of
 
 RELATIVE_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -39,6 +39,8 @@ class Found(NamedTuple):
     """Which of the vectors (B, channels) that are made of the map is its mean: 0 is the first."""
     tail_names: tuple[str, ...]
     """Modules that were called between the pooling and the logits, but for the harmless."""
+    is_within_mode: bool = False
+    """Whether the model itself has a mode on (a device context, say) where the map is made and after."""
     reads_input: bool = False
     """Whether the map is what the module is given, in place of what it returns: a linear head that is pooled after."""
     tail: Tail | None = None
@@ -55,6 +57,8 @@ class _Call:
     returned: Tensor | None
     place: int
     """How many functions had been called before it returned."""
+    modes: int
+    """How many modes were on."""
     is_last: bool = True
     """Whether the module was not called again after."""
 
@@ -69,7 +73,7 @@ class _Watch:
             for call in self.calls:
                 call.is_last = call.is_last and call.module is not module
             place = len(self.recorder.calls)
-            self.calls.append(_Call(name, module, _tensor(given), _tensor(returned), place))
+            self.calls.append(_Call(name, module, _tensor(given), _tensor(returned), place, function_modes()))
 
         return keep
 
@@ -89,13 +93,17 @@ def find(model: nn.Module, images: Tensor, kwargs: dict[str, Any], tokens: str) 
     watch = _Watch(Recorder(everything=True))
     with torch.no_grad():
         with _watched(model, watch), watch.recorder:
+            modes = function_modes()
             logits = logits_of(model(images, **few))
         if not bool(logits.isfinite().all()):
             raise TapError("the logits are not finite for the probed images: weights that are NaN, say")
         image = (images.shape[-2], images.shape[-1])
         inputs = [images, *(value for value in few.values() if isinstance(value, Tensor))]
         search = _Search(watch, inputs, logits, image)
-        return search.pooled_after() or search.pooled_before() or search.by_token(tokens) or search.refuse()
+        found = search.pooled_after() or search.pooled_before() or search.by_token(tokens) or search.refuse()
+        return found._replace(
+            is_within_mode=any(call.name == found.map_name and call.modes != modes for call in watch.calls)
+        )
 
 
 def logits_of(output: Any) -> Tensor:

@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 class Recorder(TorchFunctionMode):
-    """Notes the calls that depend on `begin`'s tensor, from then on; all calls where nothing was begun with."""
+    """Notes calls: from entering on all of them, or from `begin` on those that depend on its tensor."""
 
     def __init__(self, *, everything: bool = False) -> None:
         super().__init__()
@@ -48,10 +48,24 @@ class Recorder(TorchFunctionMode):
         self.live: dict[int, Tensor] | None = {} if everything else None
         """Tensors that depend on the map, by identity; None before there is one."""
         self.everything = everything
+        self._is_on = False
 
     def begin(self, tensor: Tensor) -> None:
         """From now on what depends on `tensor` is noted, the map of its module's last call."""
         self.calls, self.live = [], {id(tensor): tensor}
+
+    def begin_here(self, tensor: Tensor) -> None:
+        """The same, and the recorder is on from now to `stop`: a forward's first layers are then called as ever."""
+        self.begin(tensor)
+        if not self._is_on:
+            self._is_on = True
+            self.__enter__()
+
+    def stop(self) -> None:
+        """Ends what `begin_here` has begun; no other mode may have been entered since that is not left."""
+        if self._is_on:
+            self._is_on = False
+            self.__exit__(None, None, None)
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,6 +81,11 @@ class Recorder(TorchFunctionMode):
             self.calls.append(Call(function, args, kwargs, output, autocast))
             self.live.update((id(tensor), tensor) for tensor in made)
         return output
+
+
+def function_modes() -> int:
+    """How many modes such as a recorder are on in this thread."""
+    return torch._C._len_torch_function_stack()
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
