@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent
 NUMERIC = (
     "test_definition", "test_dtypes", "test_gradients", "test_hard_numbers", "test_identities", "test_linear_class",
     "test_properties", "test_threads", "test_workloads", "objectives/test_derivatives", "objectives/test_row_losses",
+    "test_symmetric_class",
 )  # fmt: skip
 """Files whose tests compare numbers of every compiled CPU backend."""
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore")

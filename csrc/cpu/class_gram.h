@@ -1,4 +1,4 @@
-// The class Gram of every cell, by the exact sum or the linear one.
+// The class Gram of every cell: by the exact sum, without shifts where that can be, or by the linear one.
 // Included once for each instruction set, inside its namespace (kernels_table.h).
 
 // In elements of T, with room to start on a cache line.
@@ -6,7 +6,9 @@ template <typename T>
 inline int64_t class_scratch(int64_t classes) {
   const int64_t exact = kClassArrays * pad(classes) * static_cast<int64_t>(sizeof(T));
   const int64_t linear = linear_scratch_bytes(classes);
-  return ((exact > linear ? exact : linear) + 64) / static_cast<int64_t>(sizeof(T)) + 1;
+  const int64_t symmetric = classes <= kMostSymmetric ? SymmetricCell<T>::scratch_bytes(classes) : 0;
+  const int64_t sums = exact > linear ? exact : linear;
+  return ((sums > symmetric ? sums : symmetric) + 64) / static_cast<int64_t>(sizeof(T)) + 1;
 }
 
 template <typename T>
@@ -19,11 +21,17 @@ template <bool kGradient, typename T>
 inline T class_loss(
     ClassSum sum, const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad, T* scratch) {
   T loss;
+  // Of few classes the exact sum is faster than the plan of another.
+  if (sum == ClassSum::automatic && classes <= kFewClasses &&
+      try_symmetric<kGradient>(student, teacher, classes, temperature, weight, grad, scratch, loss)) {
+    return loss;
+  }
   if (sum != ClassSum::exact &&
       try_linear<kGradient, T>(
           student, teacher, classes, temperature, weight, grad, scratch, loss, sum == ClassSum::linear)) {
     return loss;
   }
+  if (try_symmetric<kGradient>(student, teacher, classes, temperature, weight, grad, scratch, loss)) return loss;
   return class_cell<kGradient>(student, teacher, classes, temperature, weight, grad, scratch);
 }
 

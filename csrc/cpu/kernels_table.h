@@ -15,6 +15,7 @@ namespace {
 #include "map_kernels.h"
 #include "logit_kernels.h"
 #include "gram_kernels.h"
+#include "symmetric_class.h"
 #include "linear_class.h"
 #include "class_gram.h"
 #include "row_kernels.h"

@@ -354,8 +354,9 @@ double linear_cell(LinearCell<A>& cell, Arena arena, int64_t classes, T temperat
   return total;
 }
 
-// Passes of the plan that cost as much as one row of the exact sum, both over K points (measured).
-constexpr double kPassCost = 0.75;
+// What one pass of the plan costs, in rows of the exact sum, both over K points (measured): of the sum with shifted rows,
+// and of the one that takes every exponential once.
+constexpr double kPassCost = 0.75, kPassCostSymmetric = 1.2;
 
 // Loads and plans a cell; false where the exact sum is the better or the only way.
 template <typename A, typename T>
@@ -366,7 +367,10 @@ inline bool plan_linear(
   const double error = exponential_error<A>(classes);
   if (!cell.student.plan(classes, error) || !cell.teacher.plan(classes, error)) return false;
   const double passes = static_cast<double>(cell.student.passes() + cell.teacher.passes());
-  return whatever_it_costs || passes * kPassCost < static_cast<double>(classes);
+  // In float64 for float32 logits the rows are close, and the exact sum would take their small terms one by one.
+  const bool is_fast = sizeof(A) == sizeof(T) && can_be_symmetric(student, teacher, classes, temperature);
+  const double cost = is_fast ? kPassCostSymmetric : kPassCost;
+  return whatever_it_costs || passes * cost < static_cast<double>(classes);
 }
 
 // Whether every row's KL is surely below kCloseRows.

@@ -1,0 +1,270 @@
+// The exact sum of a cell's class Gram with every exponential taken once (docs/linear_class_gram.md, "The exact sum").
+// Included once for each instruction set, inside its namespace (kernels_table.h).
+//
+// E_ij = exp(z_i z_j / temperature) is symmetric, and its diagonal makes every row sum at least 1: while no exponent
+// exceeds kMostExponent no row needs a shift, and E_ij serves row i and row j. The upper triangle is kept, in strips of
+// kStrip rows, so that the sums that need a row's normaliser read it instead of taking exponentials again.
+
+constexpr int64_t kStrip = 4;
+constexpr double kMostExponent = 60;  // e^60 times any number of classes is a float32
+constexpr int64_t kLeastSymmetric = 16, kMostSymmetric = 1024;  // classes: below it is slower, above it leaves the cache
+constexpr int64_t kFewClasses = 100;  // up to which it is the fastest sum of all (measured)
+
+// Columns of a strip that begins with row `first`, in whole vectors; what lies beyond the last class is multiplied by 0.
+inline int64_t strip_width(int64_t first, int64_t count) { return pad(count - first); }
+
+// Numbers of a kept triangle.
+inline int64_t triangle_size(int64_t count) {
+  int64_t size = 0;
+  for (int64_t first = 0; first < count; first += kStrip) size += kStrip * strip_width(first, count);
+  return size;
+}
+
+// Numbers of an array over the classes that strips read: a strip may begin anywhere and reads whole vectors.
+inline int64_t strip_array(int64_t count) { return pad(count) + kLanes; }
+
+// sums[f] += Σ_j E_j f_j of one row of a strip, for up to three functions of the columns. With kMakes, E = exp(x z) is
+// written first.
+template <bool kMakes, int kFunctions, typename T>
+inline void row_sums(T* row, T x, const T* z, const T* const* f, int64_t width, double* sums) {
+  // Lanes of their own for every processor, so that no sum of up to kMostSymmetric terms has a run of more than 64.
+  T a[kLanes] = {}, b[kLanes] = {}, c[kLanes] = {};
+  const T *f0 = f[0], *f1 = f[1], *f2 = f[2];
+  for (int64_t j = 0; j < width; j += kLanes) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      T e;
+      if (kMakes) {
+        e = exp_nonpositive(x * z[j + l]);
+        row[j + l] = e;
+      } else {
+        e = row[j + l];
+      }
+      a[l] += e * f0[j + l];
+      if (kFunctions > 1) b[l] += e * f1[j + l];
+      if (kFunctions > 2) c[l] += e * f2[j + l];
+    }
+  }
+  sums[0] += sum_of(a, kLanes);
+  if (kFunctions > 1) sums[1] += sum_of(b, kLanes);
+  if (kFunctions > 2) sums[2] += sum_of(c, kLanes);
+}
+
+// columns[j] += Σ_r E_rj f_r over the rows of a strip, for the columns behind it: by symmetry part of row j's sum.
+template <typename T>
+inline void column_sums(const T* strip, const T* f, int64_t width, T* columns) {
+  const T *e0 = strip, *e1 = strip + width, *e2 = strip + 2 * width, *e3 = strip + 3 * width;
+  const T f0 = f[0], f1 = f[1], f2 = f[2], f3 = f[3];
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) columns[j] += (e0[j] * f0 + e1[j] * f1) + (e2[j] * f2 + e3[j] * f3);
+}
+
+// Adds the gathered columns to the sums and clears them: no long run of terms in their own type.
+template <typename T>
+inline void flush_columns(double* sums, T* columns, int64_t first, int64_t count) {
+#pragma omp simd
+  for (int64_t j = first; j < count; ++j) {
+    sums[j] += static_cast<double>(columns[j]);
+    columns[j] = T(0);
+  }
+}
+
+// Products of one network's symmetric E with up to three functions of the classes: sums[f] = E functions[f].
+// functions and columns: strip_array(count) numbers each, 0 beyond the classes; kept: E's upper triangle, which is made
+// of z with kMakes and read without.
+template <bool kMakes, int kFunctions, typename T>
+void symmetric_products(
+    const T* z, T inverse_temperature, int64_t count, const T* const* functions, double* const* sums, T* const* columns,
+    T* kept) {
+  for (int f = 0; f < kFunctions; ++f) {
+    for (int64_t j = 0; j < count; ++j) sums[f][j] = 0;
+    clear(columns[f], strip_array(count));
+  }
+  T* strip = kept;
+  for (int64_t first = 0; first < count; first += kStrip) {
+    const int64_t rows = count - first < kStrip ? count - first : kStrip, width = strip_width(first, count);
+    const T* f[3];
+    for (int n = 0; n < 3; ++n) f[n] = functions[n < kFunctions ? n : 0] + first;
+    for (int64_t r = 0; r < rows; ++r) {
+      double total[3] = {};
+      row_sums<kMakes, kFunctions>(
+          strip + r * width, z[first + r] * inverse_temperature, z + first, f, width, total);
+      for (int n = 0; n < kFunctions; ++n) sums[n][first + r] += total[n];
+    }
+    if (rows < kStrip) break;  // no column lies behind the last strip
+    for (int n = 0; n < kFunctions; ++n) {
+      flush_columns(sums[n], columns[n], first, first + kStrip);
+      column_sums(strip, f[n], width, columns[n] + first);
+      clear(columns[n] + first, kStrip);  // the strip's own square is in its rows already
+      if ((first + kStrip) % kFlush == 0) flush_columns(sums[n], columns[n], first + kStrip, count);
+    }
+    strip += kStrip * width;
+  }
+  for (int n = 0; n < kFunctions; ++n) flush_columns(sums[n], columns[n], 0, count);
+}
+
+// While it lives, results below the smallest normal number are 0: a share E_ij / S_i that small says nothing, and each
+// would cost a hundred times another.
+struct NoDenormals {
+#if defined(__x86_64__)
+  unsigned before = _mm_getcsr();
+  NoDenormals() { _mm_setcsr(before | 0x8040); }
+  ~NoDenormals() { _mm_setcsr(before); }
+#endif
+};
+
+// Both networks of one cell, and the sums of pass one: p is the teacher's softmax, q the student's.
+template <typename T>
+struct SymmetricCell {
+  int64_t count;
+  T inverse_temperature;
+  double *q_sum, *q_student;              // [count] E_S 1, E_S s
+  double *p_sum, *p_student, *p_teacher;  // [count] E_T 1, E_T s, E_T t
+  T *ones, *student, *teacher;            // strip arrays
+  T* columns[3];
+  T *q_share, *p_share, *log_ratio, *difference;  // strip arrays: 1 / sums, log of their ratio, s - t
+  T *student_kept, *teacher_kept;                 // triangles
+
+  static int64_t scratch_bytes(int64_t count) {
+    return (2 * triangle_size(count) + 10 * strip_array(count)) * static_cast<int64_t>(sizeof(T)) +
+        5 * count * static_cast<int64_t>(sizeof(double)) + 64;
+  }
+  SymmetricCell(const T* s, const T* t, int64_t classes, T inverse, void* scratch)
+      : count(classes), inverse_temperature(inverse) {
+    double* doubles = static_cast<double*>(scratch);
+    for (double** place : {&q_sum, &q_student, &p_sum, &p_student, &p_teacher}) {
+      *place = doubles;
+      doubles += count;
+    }
+    T* numbers = reinterpret_cast<T*>(doubles);
+    for (T** place :
+         {&ones, &student, &teacher, &columns[0], &columns[1], &columns[2], &q_share, &p_share, &log_ratio,
+          &difference}) {
+      *place = numbers;
+      clear(numbers, strip_array(count));
+      numbers += strip_array(count);
+    }
+    student_kept = numbers;
+    teacher_kept = student_kept + triangle_size(count);
+    for (int64_t k = 0; k < count; ++k) {
+      ones[k] = T(1);
+      student[k] = s[k];
+      teacher[k] = t[k];
+    }
+  }
+
+  void sum() {
+    const T* const functions[] = {ones, student, teacher};
+    double* const to_q[] = {q_sum, q_student};
+    symmetric_products<true, 2>(student, inverse_temperature, count, functions, to_q, columns, student_kept);
+    double* const to_p[] = {p_sum, p_student, p_teacher};
+    symmetric_products<true, 3>(teacher, inverse_temperature, count, functions, to_p, columns, teacher_kept);
+  }
+
+  // Σ over the rows of log S_S - log S_T + (t <t> - s <s>) / temperature, means over p.
+  double divergence() const {
+    double total = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const double s = static_cast<double>(student[i]), t = static_cast<double>(teacher[i]);
+      total += std::log(q_sum[i] / p_sum[i]) +
+          (t * p_teacher[i] - s * p_student[i]) / p_sum[i] * static_cast<double>(inverse_temperature);
+    }
+    return total;
+  }
+
+  // The same as a sum of small terms (row_math.h), for rows that nearly agree.
+  double close_divergence() {
+    for (int64_t i = 0; i < count; ++i) {
+      q_share[i] = static_cast<T>(1 / q_sum[i]);
+      p_share[i] = static_cast<T>(1 / p_sum[i]);
+      log_ratio[i] = static_cast<T>(std::log(q_sum[i] / p_sum[i]));
+      difference[i] = student[i] - teacher[i];
+    }
+    T* mirrored = columns[0];  // 1 for the columns whose own rows' entries a strip speaks of too
+    for (int64_t j = 0; j < strip_array(count); ++j) mirrored[j] = ones[j];
+    double total = 0;
+    const T *q = student_kept, *p = teacher_kept;
+    for (int64_t first = 0; first < count; first += kStrip) {
+      const int64_t width = strip_width(first, count), stop = first + kStrip < count ? first + kStrip : count;
+      clear(mirrored + first, kStrip);
+      for (int64_t i = first; i < stop; ++i) {
+        total += close_row(i, first, width, q + (i - first) * width, p + (i - first) * width, mirrored);
+      }
+      q += kStrip * width;
+      p += kStrip * width;
+    }
+    return total;
+  }
+
+  // Row i from column `first` on, and row j's entry of column i where `mirror` is 1.
+  double close_row(int64_t i, int64_t first, int64_t width, const T* q, const T* p, const T* mirrored) const {
+    const T s = student[i] * inverse_temperature, d_i = difference[i] * inverse_temperature;
+    const T q_i = q_share[i], p_i = p_share[i], ratio = log_ratio[i];
+    const T *apart = difference + first, *t = teacher + first, *q_shares = q_share + first;
+    const T *p_shares = p_share + first, *ratios = log_ratio + first, *own = ones + first, *mirror = mirrored + first;
+    T kl[kLanes] = {};
+    for (int64_t j = 0; j < width; j += kLanes) {
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const T exponents = s * apart[j + l] + d_i * t[j + l];  // (s_i s_j - t_i t_j) / temperature
+        const T p_ij = p[j + l], q_ij = q[j + l];
+        const T in_row = kl_term(p_ij * p_i, q_ij * q_i, exponents - ratio);
+        const T in_column = kl_term(p_ij * p_shares[j + l], q_ij * q_shares[j + l], exponents - ratios[j + l]);
+        kl[l] += in_row * own[j + l] + in_column * mirror[j + l];
+      }
+    }
+    return sum_of(kl, kLanes);
+  }
+
+  // weight · (D s + D^T s) / temperature, D = q - p. Overwrites the sums.
+  void gradient(T weight, T* grad) {
+    T *q_weights = q_share, *p_weights = p_share;
+    for (int64_t i = 0; i < count; ++i) {
+      q_weights[i] = static_cast<T>(static_cast<double>(student[i]) / q_sum[i]);
+      p_weights[i] = static_cast<T>(static_cast<double>(student[i]) / p_sum[i]);
+      q_student[i] = q_student[i] / q_sum[i] - p_student[i] / p_sum[i];  // the rows
+    }
+    const T* const of_q[] = {q_weights};
+    const T* const of_p[] = {p_weights};
+    symmetric_products<false, 1>(student, inverse_temperature, count, of_q, &q_sum, columns, student_kept);
+    symmetric_products<false, 1>(student, inverse_temperature, count, of_p, &p_sum, columns, teacher_kept);
+    const double scale = static_cast<double>(weight) * static_cast<double>(inverse_temperature);
+    for (int64_t i = 0; i < count; ++i) grad[i] = static_cast<T>((q_student[i] + (q_sum[i] - p_sum[i])) * scale);
+  }
+};
+
+// The largest square of a row; NaN where there is one.
+template <typename T>
+inline T largest_square(const T* row, int64_t count) {
+  T most = 0, total = 0;
+#pragma omp simd reduction(max : most) reduction(+ : total)
+  for (int64_t k = 0; k < count; ++k) {
+    const T square = row[k] * row[k];
+    most = square > most ? square : most;
+    total += square;
+  }
+  return total - total == T(0) ? most : total;
+}
+
+// Whether no exponent of a cell is too large, and there are numbers alone.
+template <typename T>
+inline bool can_be_symmetric(const T* student, const T* teacher, int64_t classes, T temperature) {
+  if (classes < kLeastSymmetric || classes > kMostSymmetric) return false;
+  const T most = static_cast<T>(kMostExponent) * temperature;
+  return largest_square(student, classes) <= most && largest_square(teacher, classes) <= most;
+}
+
+// Tries the sum without shifts for one cell; false where that cannot be.
+template <bool kGradient, typename T>
+bool try_symmetric(
+    const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad, void* scratch, T& loss) {
+  if (!can_be_symmetric(student, teacher, classes, temperature)) return false;
+  const NoDenormals none;
+  SymmetricCell<T> cell(student, teacher, classes, T(1) / temperature, scratch);
+  cell.sum();
+  double total = cell.divergence();
+  if (total < kCloseRows * static_cast<double>(classes)) total = cell.close_divergence();
+  loss = static_cast<T>(total);
+  if (kGradient) cell.gradient(weight, grad);
+  return true;
+}
