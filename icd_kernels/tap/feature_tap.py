@@ -251,6 +251,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
-
-
-__all__ = ["FeatureTap", "TapError", "unwrapped"]
