@@ -420,6 +420,21 @@ class TestTokens:
         assert tap.found is not None
         assert tap.found.view.prefix == 1
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_so_it_does_where_no_embedding_tells(self, dtype: torch.dtype) -> None:
+        """Patches that are unfolded rather than convolved."""
+
+        class Unfolded(Patches):
+            def forward(self, images: Tensor) -> Tensor:
+                tokens = F.unfold(images[:, :, :16, :16], 4, stride=4)[:, :8].transpose(1, 2)
+                tokens = self.norm(torch.cat((self.token.expand(len(images), -1, -1), tokens), 1))
+                out: Tensor = self.fc(tokens[:, 1:].mean(1))
+                return out
+
+        tap = FeatureTap(Unfolded().eval().to(dtype), images_of(4, 32, 32).to(dtype))
+        assert tap.found is not None
+        assert tap.found.view.prefix == 1
+
     @pytest.mark.parametrize(("patch", "size", "grid"), [((8, 16), (224, 224), (28, 14)), ((2, 4), (16, 16), (8, 4))])
     def test_patches_that_are_not_square(
         self, patch: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]

@@ -161,6 +161,9 @@ def _watched(model: nn.Module, watch: _Watch) -> Iterator[None]:
 class _Head(NamedTuple):
     """What leads from a vector to the logits."""
 
+    channels: int
+    error: float
+    """How far the vector is from the mean that was expected."""
     order: int
     tail: Tail
     names: tuple[str, ...]
@@ -201,10 +204,11 @@ class _Search:
         for call in reversed(self.calls):
             if not call.is_last or not _has_pixels(call.returned, self.logits):
                 continue
-            for view, features in self._views(call):
-                head = self._head(call, features.mean((2, 3)))
-                if head is not None:
-                    return Found(call.name, view, features.shape[1], head.order, head.names, tail=head.tail)
+            heads = [(view, self._head(call, features.mean((2, 3)))) for view, features in self._views(call)]
+            fitting = [(view, head) for view, head in heads if head is not None]
+            if fitting:  # of tokens that are alike, several prefixes may: the closest is right
+                view, head = min(fitting, key=lambda pair: pair[1].error)
+                return Found(call.name, view, head.channels, head.order, head.names, tail=head.tail)
         return None
 
     def by_token(self, tokens: str) -> Found | None:
@@ -224,7 +228,7 @@ class _Search:
                     "head all the same, a choice that the model's authors did not make"
                 )
             view = View("tokens", returned.shape[1] - patch.tokens(self.image), patch=patch)
-            return Found(call.name, view, returned.shape[2], head.order, head.names, tail=head.tail)
+            return Found(call.name, view, head.channels, head.order, head.names, tail=head.tail)
         return None
 
     def refuse(self) -> Found:
@@ -268,14 +272,16 @@ class _Search:
             if not is_vector(function.output, *expected.shape):
                 continue
             order += 1
-            if not is_close(function.output.reshape(expected.shape), expected):
+            vector = function.output.reshape(expected.shape)
+            if not is_close(vector, expected):
                 continue
             try:
                 tail = self._tail(function.output, functions[place + 1 :])
-            except TapError as error:
-                self.blocked = self.blocked or f"between the mean of {call.name!r} and the logits: {error}"
+            except TapError as refusal:
+                self.blocked = self.blocked or f"between the mean of {call.name!r} and the logits: {refusal}"
                 continue
-            return _Head(order, tail, self._names(call, function))
+            error = float((vector.float() - expected.float()).abs().max())
+            return _Head(expected.shape[1], error, order, tail, self._names(call, function))
         return None
 
     def _tail(self, pooled: Tensor, functions: list[Call]) -> Tail:
