@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | render | compare | check`: figures, tables, regressions. See benchmarks/README.md."""
+"""`python -m benchmarks run | render | compare | check | stages`: figures, tables, regressions: README.md here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import check, compare, cpu, gpu, results, show
+from benchmarks import check, compare, cpu, gpu, results, show, stages
 from benchmarks.cases import grid
 from benchmarks.machine import facts
 
@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     pair.add_argument("second", type=Path)
     pair.add_argument("--limit", type=float, default=1.1, help="the slowdown that fails (default: 1.1)")
     pair.add_argument("--relative-to", default="eager", help='a rival of both files, or "none" (default: eager)')
+    parts = commands.add_parser("stages", help="where a step of cpp goes, each stage beside its own floor")
+    parts.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parts.add_argument("--seconds", type=float, default=0.5, help="per stage, about (default: 0.5)")
     commands.add_parser("check", help="a small grid against eager PyTorch; exits with 1 where a ratio is too low")
     return found
 
@@ -103,6 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(text)
         return 0 if is_good else 1
+    if options.command == "stages":
+        cpu.prepare_process(options.threads)
+        stages.run(options.seconds)
+        return 0
     cpu.prepare_process(check.SETTINGS.threads)
     failed = check.run(rate=cpu.copy_rate())
     print("\n".join(failed) or "every ratio is above its limit")

@@ -22,13 +22,20 @@ from benchmarks import (
     pages,
     results,
     show,
+    stages,
     tables,
     ten_minutes,
 )
 from benchmarks.cases import Case, from_facts, grid
 from benchmarks.clock import exponent, interleaved, median_noise, quantiles
 from benchmarks.rivals import AUTOTUNED, COMPILED, CPP, EAGER, RELEASED, RIVALS
-from benchmarks.workloads import CIFAR_RESNET32X4_MOBILENETV2, IMAGENET21K_RESNET50_MOBILENETV2, WORKLOADS
+from benchmarks.workloads import (
+    CIFAR_RESNET32X4_MOBILENETV2,
+    CUB_RESNET32X4_MOBILENETV2,
+    IMAGENET21K_RESNET50_MOBILENETV2,
+    WORKLOADS,
+)
+from icd_kernels.backends import cpp
 from icd_kernels.backends.triton import TRITON
 
 SMALL = Case(CIFAR_RESNET32X4_MOBILENETV2.with_batch(2), "spatial")
@@ -386,3 +393,16 @@ class TestTenMinutes:
         monkeypatch.setattr("sys.argv", ["ten_minutes"])
         assert ten_minutes.main() == 1
         assert "no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(cpp.CPP.missing is not None, reason=f"backend 'cpp' is missing: {cpp.CPP.missing}")
+@pytest.mark.parametrize("form", ["spatial", "class"])
+def test_stages_are_a_steps(form: str) -> None:
+    """Every stage runs on a small workload, pools what the loss pools, and has a floor."""
+    workload = CUB_RESNET32X4_MOBILENETV2.with_batch(2)
+    lines = stages.table(workload, form, 0.01).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+        "pool teacher", "pool student", "project teacher", "project student", "Gram, with its gradient",
+        "gradient by pooled features", "gradient by the weight", "unpool", "the whole step",
+    ]  # fmt: skip
+    assert all(float(line.split(" | ")[-1].strip("| ")) > 0 for line in lines[2:])
