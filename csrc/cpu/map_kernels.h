@@ -8,7 +8,7 @@
 
 constexpr int64_t kPlaneBlock = 16;    // one cache line of float for each pixel of the tile
 constexpr int64_t kChannelBlock = 64;  // long enough runs for the prefetcher, short enough for registers
-constexpr int64_t kWideRow = 16;
+constexpr int64_t kWideRow = 8, kWiderRow = 16;  // pixels that are summed side by side
 
 template <typename I>
 inline bool channels_innermost(const FeatureMap<I>& map) {
@@ -26,10 +26,18 @@ int64_t map_items(const FeatureMap<I>& map) {
   return map.batch * ((map.channels + block - 1) / block);
 }
 
+// How many windows all scales have along one axis.
+inline int64_t window_count(const Scales& scales) {
+  int64_t count = 0;
+  for (int64_t s = 0; s < scales.count; ++s) count += scales.sizes[s];
+  return count;
+}
+
+// In elements of T, float or double: a tile, and the windows of both axes.
 template <typename I>
 int64_t map_scratch(const FeatureMap<I>& map, const Scales& scales) {
   const int64_t tile = (map.height * map.width + map.width + scales.cells) * channel_block(map);
-  return tile;
+  return tile + 2 * window_count(scales) * static_cast<int64_t>(sizeof(Window) / sizeof(float)) + 16;
 }
 
 // One work item: `count` channels from `channel` on, of one image.
@@ -111,38 +119,60 @@ inline void pack_tile(const FeatureMap<I>& map, const I* planes, int64_t count, 
   }
 }
 
+// column_sums[w] = Σ_h rows[h, w], kRun pixels at a time in registers. The last run ends with the row and may overlap the
+// one before: it writes the same sums again. W >= kRun
+template <int64_t kRun, typename I, typename T>
+inline void sum_downwards(const I* rows, int64_t stride, int64_t height, int64_t width, T* column_sums) {
+  for (int64_t start = 0; start < width; start += kRun) {
+    const int64_t first = start + kRun > width ? width - kRun : start;
+    T sum[kRun] = {};
+    for (int64_t h = 0; h < height; ++h) {
+      const I* row = rows + h * stride + first;
+#pragma omp simd
+      for (int64_t w = 0; w < kRun; ++w) sum[w] += static_cast<T>(row[w]);
+    }
+#pragma omp simd
+    for (int64_t w = 0; w < kRun; ++w) column_sums[first + w] = sum[w];
+  }
+}
+
 // Means of one plane's cells, rows of unit stride summed downwards first. cells[cell · kPlaneBlock]; column_sums: [W].
-template <typename I, typename T>
-inline void pool_wide_plane(const FeatureMap<I>& map, const I* plane, const Scales& scales, T* cells, T* column_sums) {
+template <int64_t kRun, typename I, typename T>
+inline void pool_wide_plane(
+    const FeatureMap<I>& map, const I* plane, const Scales& scales, const Window* row_windows,
+    const Window* column_windows, T* cells, T* column_sums) {
   int64_t cell = 0;
   for (int64_t s = 0; s < scales.count; ++s) {
     const int64_t scale = scales.sizes[s];
     for (int64_t i = 0; i < scale; ++i) {
-      const Window rows = window(i, scale, map.height);
+      const Window rows = row_windows[i];
       const I* first = plane + rows.start * map.height_stride;
-#pragma omp simd
-      for (int64_t w = 0; w < map.width; ++w) {
-        T sum = static_cast<T>(first[w]);
-        for (int64_t h = 1; h < length(rows); ++h) sum += static_cast<T>(first[h * map.height_stride + w]);
-        column_sums[w] = sum;
-      }
+      sum_downwards<kRun>(first, map.height_stride, length(rows), map.width, column_sums);
       for (int64_t j = 0; j < scale; ++j, ++cell) {
-        const Window columns = window(j, scale, map.width);
+        const Window columns = column_windows[j];
         T sum = 0;
         for (int64_t w = columns.start; w < columns.stop; ++w) sum += column_sums[w];
         cells[cell * kPlaneBlock] = sum / static_cast<T>(length(rows) * length(columns));
       }
     }
+    row_windows += scale;
+    column_windows += scale;
   }
 }
 
 template <typename I, typename T>
 inline void pool_wide_planes(
-    const FeatureMap<I>& map, const I* planes, const Scales& scales, int64_t count, T* pooled, T* scratch) {
+    const FeatureMap<I>& map, const I* planes, const Scales& scales, int64_t count, const Window* row_windows,
+    const Window* column_windows, T* pooled, T* scratch) {
   T* cells = scratch;  // [cells, kPlaneBlock]
   T* column_sums = scratch + scales.cells * kPlaneBlock;
   for (int64_t c = 0; c < count; ++c) {
-    pool_wide_plane(map, planes + c * map.channel_stride, scales, cells + c, column_sums);
+    const I* plane = planes + c * map.channel_stride;
+    if (map.width >= kWiderRow) {
+      pool_wide_plane<kWiderRow>(map, plane, scales, row_windows, column_windows, cells + c, column_sums);
+    } else {
+      pool_wide_plane<kWideRow>(map, plane, scales, row_windows, column_windows, cells + c, column_sums);
+    }
   }
   for (int64_t cell = 0; cell < scales.cells; ++cell) {
     for (int64_t c = 0; c < count; ++c) pooled[cell * map.channels + c] = cells[cell * kPlaneBlock + c];
@@ -151,6 +181,16 @@ inline void pool_wide_planes(
 
 template <typename I, typename T>
 void pool(const FeatureMap<I>& map, const Scales& scales, T* pooled, T* scratch, int64_t begin, int64_t end) {
+  // The windows of both axes, divided once and not for every plane.
+  Window* row_windows = reinterpret_cast<Window*>(scratch);
+  Window* column_windows = row_windows + window_count(scales);
+  for (int64_t s = 0, place = 0; s < scales.count; ++s) {
+    for (int64_t i = 0; i < scales.sizes[s]; ++i, ++place) {
+      row_windows[place] = window(i, scales.sizes[s], map.height);
+      column_windows[place] = window(i, scales.sizes[s], map.width);
+    }
+  }
+  scratch = reinterpret_cast<T*>(column_windows + window_count(scales));
   for (int64_t item = begin; item < end; ++item) {
     const Block block = block_of(map, item);
     const I* data = block_data(map, block);
@@ -165,7 +205,7 @@ void pool(const FeatureMap<I>& map, const Scales& scales, T* pooled, T* scratch,
             data, map.height_stride, map.width_stride, map.height, map.width, scales, block.count, out, map.channels);
       }
     } else if (map.width_stride == 1 && map.width >= kWideRow) {
-      pool_wide_planes(map, data, scales, block.count, out, scratch);
+      pool_wide_planes(map, data, scales, block.count, row_windows, column_windows, out, scratch);
     } else {
       pack_tile(map, data, block.count, scratch);
       T* cells = scratch + map.height * map.width * kPlaneBlock;  // [cells, kPlaneBlock]
@@ -258,7 +298,7 @@ void unpool(
     if (channels_innermost(map)) {
       unpool_tile<kChannelBlock>(grad, map.channels, map.height, map.width, scales, block.count, scratch);
       unpack_tile<kChannelBlock>(map, scratch, block.count, data);
-    } else if (map.width_stride == 1 && map.width >= kWideRow) {
+    } else if (map.width_stride == 1 && map.width >= kWiderRow) {
       T* spread = scratch + map.height * map.width;
       for (int64_t c = 0; c < block.count; ++c) {
         unpool_wide_plane(map, grad + c, scales, scratch, spread, data + c * map.channel_stride);
