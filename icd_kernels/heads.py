@@ -14,12 +14,15 @@ Head = LinearHead | Callable[[Tensor], Tensor]
 
 
 def is_linear(head: object) -> bool:
-    """Whether the head is W f + b: a pair, or an `nn.Linear` or 1 x 1 `nn.Conv2d` whose forward is PyTorch's own."""
+    """Whether the head is to be W f + b: a pair, or an `nn.Linear` or convolution whose forward is PyTorch's own.
+
+    What is neither that nor a callable is refused by :func:`head_parameters`, as is a convolution that is not 1 x 1.
+    """
     if isinstance(head, nn.Conv2d):
         return type(head).forward is nn.Conv2d.forward
     if isinstance(head, nn.Linear):
         return type(head).forward is nn.Linear.forward
-    return isinstance(head, (tuple, list)) or not callable(head)
+    return isinstance(head, (tuple, list, nn.Conv1d, nn.Conv3d)) or not callable(head)
 
 
 def head_parameters(head: Head, name: str = "head") -> tuple[Tensor, Tensor | None]:
