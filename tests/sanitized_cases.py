@@ -63,6 +63,19 @@ def run(case: int, gram: str, pyramid: str, normalize: str, reduction: str) -> N
         torch.testing.assert_close(mine, expected, rtol=tolerance, atol=floor)
     logits = icd_kernels.region_logits(features, weight, bias, scales=scales, pyramid=pyramid, backend="cpp")
     icd_kernels.gram_kl(logits, logits + 1, scales=scales, gram=gram, normalize=normalize, backend="cpp").backward()
+    icd_kernels.region_features(features, scales=scales, pyramid=pyramid, backend="cpp").square().sum().backward()
+    run_rows(case, logits.detach())
+
+
+def run_rows(case: int, logits: Tensor) -> None:
+    """Row losses of local logits in two layouts, with classes that are masked."""
+    student = logits.clone().requires_grad_()
+    teacher = (logits + torch.randn_like(logits)).contiguous()
+    teacher[0, 0] = -torch.inf
+    target = torch.full((len(logits),), 1)
+    for base in ("kd", "dkd", "nkd"):
+        loss = icd_kernels.sdd_loss(student, teacher, target, base=base, temperature=1.0 + case % 2, backend="cpp")
+        loss.backward()
 
 
 if __name__ == "__main__":
