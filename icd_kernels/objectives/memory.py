@@ -66,7 +66,7 @@ class Memory(nn.Module, ABC):
         """Of the embeddings (B, d) of a batch whose images have these `indices`."""
 
     @abstractmethod
-    def _store(self, rows: Tensor, student: Tensor, teacher: Tensor, is_finite: Tensor) -> None:
+    def _store(self, rows: Tensor, student: Tensor, teacher: Tensor, indices: Tensor | None, is_finite: Tensor) -> None:
         """Writes a batch's embeddings into its `rows`, where they are finite."""
 
     @abstractmethod
@@ -77,13 +77,13 @@ class Memory(nn.Module, ABC):
     def remember(self, student: Tensor, teacher: Tensor, indices: Tensor | None, is_finite: Tensor) -> None:
         """Takes in the embeddings (B, d) of a batch that is trained on, where they are finite."""
         if torch.compiler.is_compiling():
-            self._store(self._rows_of(len(student), indices), student, teacher, is_finite)
+            self._store(self._rows_of(len(student), indices), student, teacher, indices, is_finite)
             return
         if _in_backward() and self._before is not None:  # the first forward has remembered them
             return
         rows = self._rows_of(len(student), indices)
         before = _Before(rows, {name: getattr(self, name)[rows] for name in self.row_buffers})
-        self._store(rows, student, teacher, is_finite)
+        self._store(rows, student, teacher, indices, is_finite)
         self._before = None if _in_backward() else before
         self.left_out += (~is_finite).sum()
         self._tell()
@@ -148,7 +148,7 @@ class DataSetMemory(Memory):
     def _rows_of(self, batch: int, indices: Tensor | None) -> Tensor:
         return check_indices(indices, batch)
 
-    def _store(self, rows: Tensor, student: Tensor, teacher: Tensor, is_finite: Tensor) -> None:
+    def _store(self, rows: Tensor, student: Tensor, teacher: Tensor, indices: Tensor | None, is_finite: Tensor) -> None:
         for memory, embedding in ((self.student_memory, student), (self.teacher_memory, teacher)):
             old = memory[rows]
             new = self.momentum * old + (1 - self.momentum) * embedding.to(memory.dtype)
@@ -172,7 +172,6 @@ class QueueMemory(Memory):
         super().__init__(rows, min(negatives, rows), embedding_size)
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("images", torch.full((rows,), -1))
-        self._indices: Tensor | None = None
 
     def scores(self, student: Tensor, teacher: Tensor, indices: Tensor | None) -> Scores:
         batch = len(student)
@@ -180,7 +179,6 @@ class QueueMemory(Memory):
             raise ValueError(f"memory_size must be at least the batch, {batch} images, got {self.rows}")
         if indices is not None:
             check_indices(indices, batch)
-        self._indices = indices
         columns = torch.randint(self.rows, (batch, self.negatives), device=student.device)
         by_teacher, by_student = (
             self._seen("teacher_memory", student.dtype),
@@ -198,10 +196,10 @@ class QueueMemory(Memory):
     def _rows_of(self, batch: int, indices: Tensor | None) -> Tensor:
         return (self.position + torch.arange(batch, device=self.position.device)) % self.rows
 
-    def _store(self, rows: Tensor, student: Tensor, teacher: Tensor, is_finite: Tensor) -> None:
+    def _store(self, rows: Tensor, student: Tensor, teacher: Tensor, indices: Tensor | None, is_finite: Tensor) -> None:
         for memory, embedding in ((self.student_memory, student), (self.teacher_memory, teacher)):
             memory.index_copy_(0, rows, torch.where(is_finite[:, None], embedding.to(memory.dtype), memory[rows]))
-        images = torch.full_like(rows, -1) if self._indices is None else self._indices
+        images = torch.full_like(rows, -1) if indices is None else indices
         self.images.index_copy_(0, rows, torch.where(is_finite, images, self.images[rows]))
         self.position.copy_((self.position + len(rows)) % self.rows)
 

@@ -175,27 +175,12 @@ def _network_constants(
     """What the kernel is compiled for, and the side of the only grid that is projected, 0 where all cells are."""
     _, channels, height, width = features.shape
     base = base_scales(scales, pyramid, height, width)
-    cells = cell_count(base)
     pool = pool_dtype(features.dtype, dtype)
     row_block, class_block, depth_block = configs.product_blocks(dtype, products)
     head_bytes, tile_bytes = weight.shape[0] * channels * weight.dtype.itemsize, row_block * channels * dtype.itemsize
-    constants = NetworkConstants(
-        ACC=LANGUAGE_DTYPES[dtype],
-        POOL=pool,
-        SCALES=base,
-        FIRSTS=firsts(base),
-        CELLS=cells,
-        HEIGHT=height,
-        WIDTH=width,
-        ALIGN=math.gcd(features.stride[1], 16),
-        FLAT=height == 1 or features.stride[2] == width * features.stride[3],
-        ROWS_APART=False,
+    constants = map_constants(features, dtype, pool, base)._replace(
         BAND=configs.row_band(head_bytes, tile_bytes),
         PRECISION=products,
-        PARTS=parts(pool),
-        CELL_BLOCK=configs.cell_block(cells),
-        PIXEL_BLOCK=configs.pixel_block(height * width, dtype),
-        CHANNEL_BLOCK=configs.channel_block(channels, cells, pool.primitive_bitwidth),
         ROW_BLOCK=row_block,
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,
