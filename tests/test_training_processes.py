@@ -172,7 +172,7 @@ def _labels(count: int, batch_size: int) -> tuple[tuple[Tensor, ...], tuple[Tens
 def relative(own: Tensor | None, expected: Tensor | None) -> float:
     assert own is not None
     assert expected is not None
-    return float((own - expected).abs().max() / expected.abs().max())
+    return float(((own - expected).abs().max() / expected.abs().max()).detach())
 
 
 def plain_network(seed: int) -> Network:
@@ -199,7 +199,9 @@ def work(results: Path) -> None:
     teacher = plain_network(7).eval().requires_grad_(False)
     losses: dict[str, Loss] = {
         "cross-entropy": CrossEntropy(),
-        "icd-kd": Distillation(teacher, make_objective("icd-kd", num_classes=3, scales=(1, 2))),
+        "icd-kd": Distillation(
+            lambda batch: teacher(batch.images), make_objective("icd-kd", num_classes=3, scales=(1, 2))
+        ),
     }
     with processes.connected(CPU):
         found = {
