@@ -23,7 +23,7 @@ from pathlib import Path
 from setuptools import Command, Extension, setup
 
 ROOT = Path(__file__).resolve().parent
-CPP_SOURCES = ["csrc/bindings.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))]
+CPP_SOURCES = ["csrc/schemas.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))]
 CUDA_SOURCES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").iterdir() if path.suffix in (".cpp", ".cu")
 )
@@ -35,12 +35,13 @@ COMPILE_FLAGS = [
     "-fvisibility=hidden",
     "-fno-math-errno",  # together these two let loops of row math vectorise; NaN and inf keep their meaning
     "-fno-trapping-math",
-    "-fopenmp",  # at::parallel_for is a template: its OpenMP region is compiled here ...
+    "-fopenmp-simd",  # loops that reduce; threads are those of torch::stable::parallel_for
     "-Wall",
 ]
 CUDA_COMPILE_FLAGS = ["-O3", "-std=c++20"]
 ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # and the first nvcc that knows each
 LIMITED_API = "0x030A0000"  # Python 3.10: one wheel serves every later Python
+STABLE_ABI = "0x020B000000000000"  # torch 2.11: one wheel serves every later torch
 
 
 def say(message: str) -> None:
@@ -143,7 +144,7 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
         [*CPP_SOURCES, *(CUDA_SOURCES if architectures else [])],
         depends=HEADERS,
         extra_compile_args=flags,
-        define_macros=[("Py_LIMITED_API", LIMITED_API)],
+        define_macros=[("Py_LIMITED_API", LIMITED_API), ("TORCH_TARGET_VERSION", STABLE_ABI)],
         py_limited_api=True,
     )
     return [extension], {"build_ext": BuildOrSay.with_options(no_python_abi_suffix=False)}

@@ -22,8 +22,10 @@ from benchmarks.workloads import (
     FORMS,
     Workload,
 )
-from icd_kernels.geometry import base_scales, cell_count
-from icd_kernels.options import DEFAULT_SCALES
+from icd_kernels import region_logits
+from icd_kernels.geometry import base_scales, cell_count, finest_grid
+from icd_kernels.options import DEFAULT_SCALES, make_options
+from icd_kernels.problem import lower_gram
 
 WORKLOADS = (CUB_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_SHUFFLENETV1, CUB_VGG13_VGG8)
 Action = Callable[[], object]
@@ -54,7 +56,7 @@ def stages(workload: Workload, form: str) -> Iterator[Stage]:
         yield Stage(f"project {name}", product, "the product", product)
     options = FORMS[form]
     student_logits, teacher_logits = (
-        torch.ops.icd_kernels.region_logits(features, weight, None, DEFAULT_SCALES, options["pyramid"], False)[0]
+        region_logits(features, weight, pyramid=options["pyramid"], backend="cpp")
         for features, weight in ((student, inputs.student_weight), (teacher, inputs.teacher_weight))
     )
     yield Stage(
@@ -89,7 +91,7 @@ def _backward(features: Tensor, weight: Tensor, pooled: Tensor, form: str) -> It
 
 def _base(features: Tensor, form: str) -> tuple[int, ...]:
     """The scales that are pooled from the map."""
-    return base_scales(DEFAULT_SCALES, FORMS[form]["pyramid"], *features.shape[2:])
+    return base_scales(DEFAULT_SCALES, finest_grid(DEFAULT_SCALES, FORMS[form]["pyramid"], *features.shape[2:]))
 
 
 def _pool(features: Tensor, scales: tuple[int, ...]) -> Callable[[], Tensor]:
@@ -101,9 +103,8 @@ def _product(left: Tensor, right: Tensor) -> Action:
 
 
 def _gram(student: Tensor, teacher: Tensor, options: dict[str, Any]) -> Action:
-    weights = (1 / 6, 2 / 6, 3 / 6)
-    rest = (options["gram"], options["normalize"], options["temperature"], "mean", True)
-    return lambda: torch.ops.icd_kernels.gram_kl(student, teacher, DEFAULT_SCALES, weights, *rest)
+    numbers = lower_gram(make_options(**options), student.shape[1])
+    return lambda: torch.ops.icd_kernels.gram_kl(student, teacher, *numbers, True)
 
 
 def table(workload: Workload, form: str, seconds: float) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
-from icd_kernels.geometry import coarser, is_folded
+from icd_kernels.geometry import coarser, finest_grid
 from icd_kernels.options import Options
+from icd_kernels.problem import GramOptions, Problem, lower, lower_gram
 
 
 class Wanted(NamedTuple):
@@ -47,22 +48,21 @@ def icd_loss(
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     refuse_transforms(tensors)
     wanted = Wanted.of(student_features, student_weight, student_bias)
+    problem = lower(options, student_weight.shape[0], student_features.shape, teacher_features.shape)
     if any(wanted):
-        return ICDLossFunction.apply(operators, *tensors, options, wanted)
+        return ICDLossFunction.apply(operators, *tensors, problem, wanted)
     with torch.no_grad():  # the teacher may require a gradient; the loss does not
-        return _namespace(operators).icd_loss(*tensors, *options, False, False)[0]
+        return _namespace(operators).icd_loss(*tensors, *problem.options, *problem[1:], False, False)[0]
 
 
 def region_features(operators: str, features: Tensor, scales: tuple[int, ...], pyramid: str) -> Tensor:
     """Pooled features by the operators of namespace `operators`."""
     refuse_transforms((features,))
-    height, width = features.shape[2:]
+    finest = finest_grid(scales, pyramid, *features.shape[2:])
     # On a CPU the finest grid alone is pooled where it says all; a GPU rather has one launch.
-    is_cheaper_folded = features.device.type == "cpu" and is_folded(scales, pyramid, height, width)
-    if pyramid == "adaptive" and not is_cheaper_folded:
+    if pyramid == "adaptive" and not (finest and features.device.type == "cpu"):
         return RegionFeaturesFunction.apply(operators, features, scales)
-    finest = RegionFeaturesFunction.apply(operators, features, (max(scales),))
-    return coarser(finest, scales)
+    return coarser(RegionFeaturesFunction.apply(operators, features, (finest,)), scales)
 
 
 def region_logits(
@@ -71,18 +71,20 @@ def region_logits(
     """Local logits by the operators of namespace `operators`."""
     refuse_transforms((features, weight, bias))
     wanted = Wanted.of(features, weight, bias)
+    finest = finest_grid(scales, pyramid, *features.shape[2:])
     if any(wanted):
-        return RegionLogitsFunction.apply(operators, _anchor(features), features, weight, bias, scales, pyramid, wanted)
-    return _namespace(operators).region_logits(features, weight, bias, scales, pyramid, False)[0]
+        return RegionLogitsFunction.apply(operators, _anchor(features), features, weight, bias, scales, finest, wanted)
+    return _namespace(operators).region_logits(features, weight, bias, scales, finest, False)[0]
 
 
 def gram_kl(operators: str, student_logits: Tensor, teacher_logits: Tensor, options: Options) -> Tensor:
     """The KL of the Gram matrices of given logits by the operators of namespace `operators`."""
     refuse_transforms((student_logits, teacher_logits))
+    numbers = lower_gram(options, student_logits.shape[1])
     if torch.is_grad_enabled() and student_logits.requires_grad:
-        return GramKLFunction.apply(operators, _anchor(student_logits), student_logits, teacher_logits, options)
+        return GramKLFunction.apply(operators, _anchor(student_logits), student_logits, teacher_logits, numbers)
     with torch.no_grad():
-        return _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), False)[0]
+        return _namespace(operators).gram_kl(student_logits, teacher_logits, *numbers, False)[0]
 
 
 def row_losses(
@@ -117,22 +119,25 @@ class ICDLossFunction(Function):
         teacher_features: Tensor,
         teacher_weight: Tensor,
         teacher_bias: Tensor | None,
-        options: Options,
+        problem: Problem,
         wanted: Wanted,
     ) -> Tensor:
         networks = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
-        loss, saved, pooled = _namespace(operators, *networks).icd_loss(*networks, *options, True, wanted.weight)
+        loss, saved, pooled = _namespace(operators, *networks).icd_loss(
+            *networks, *problem.options, *problem[1:], True, wanted.weight
+        )
         ctx.save_for_backward(saved, pooled, loss, student_weight, student_bias)  # the loss: see _once
-        ctx.operators, ctx.options, ctx.wanted = operators, options, wanted
+        ctx.operators, ctx.problem, ctx.wanted = operators, problem, wanted
         ctx.layout = _gradient_layout(student_features, student_weight, student_bias)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         saved, pooled, *inputs = ctx.saved_tensors
+        numbers = (*ctx.layout, *ctx.problem.options, ctx.problem.student_finest)
         with torch.no_grad():
             grads = _namespace(ctx.operators, grad_loss, saved, pooled, inputs[1]).icd_loss_backward(
-                grad_loss, saved, pooled, inputs[1], *ctx.layout, *ctx.options, ctx.wanted
+                grad_loss, saved, pooled, inputs[1], *numbers, ctx.wanted
             )
         return None, *_only_wanted(_once(grads, grad_loss, *inputs), ctx.wanted), None, None, None, None, None
 
@@ -176,12 +181,12 @@ class RegionLogitsFunction(Function):
         weight: Tensor,
         bias: Tensor | None,
         scales: tuple[int, ...],
-        pyramid: str,
+        finest: int,
         wanted: Wanted,
     ) -> Tensor:
-        logits, pooled = _namespace(operators).region_logits(features, weight, bias, scales, pyramid, wanted.weight)
+        logits, pooled = _namespace(operators).region_logits(features, weight, bias, scales, finest, wanted.weight)
         ctx.save_for_backward(pooled, anchor, weight, bias)
-        ctx.operators, ctx.scales, ctx.pyramid, ctx.wanted = operators, scales, pyramid, wanted
+        ctx.operators, ctx.scales, ctx.finest, ctx.wanted = operators, scales, finest, wanted
         ctx.layout = _gradient_layout(features, weight, bias)
         return logits
 
@@ -190,7 +195,7 @@ class RegionLogitsFunction(Function):
         pooled, *inputs = ctx.saved_tensors
         with torch.no_grad():
             grads = _namespace(ctx.operators).region_logits_backward(
-                grad_logits, pooled, inputs[1], *ctx.layout, ctx.scales, ctx.pyramid, ctx.wanted
+                grad_logits, pooled, inputs[1], *ctx.layout, ctx.scales, ctx.finest, ctx.wanted
             )
         return None, None, *_only_wanted(_once(grads, grad_logits, *inputs), ctx.wanted), None, None, None
 
@@ -200,9 +205,9 @@ class GramKLFunction(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operators: str, anchor: Tensor, student_logits: Tensor, teacher_logits: Tensor, options: Options
+        ctx: Any, operators: str, anchor: Tensor, student_logits: Tensor, teacher_logits: Tensor, options: GramOptions
     ) -> Tensor:
-        loss, saved = _namespace(operators).gram_kl(student_logits, teacher_logits, *_gram_options(options), True)
+        loss, saved = _namespace(operators).gram_kl(student_logits, teacher_logits, *options, True)
         ctx.save_for_backward(saved, anchor)
         ctx.operators, ctx.options, ctx.dtype = operators, options, student_logits.dtype
         return loss
@@ -211,7 +216,7 @@ class GramKLFunction(Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         saved, anchor = ctx.saved_tensors
         with torch.no_grad():
-            grad = _namespace(ctx.operators).gram_kl_backward(grad_loss, saved, ctx.dtype, *_gram_options(ctx.options))
+            grad = _namespace(ctx.operators).gram_kl_backward(grad_loss, saved, ctx.dtype, *ctx.options)
         return None, None, *_once((grad,), grad_loss, anchor), None, None
 
 
@@ -320,17 +325,6 @@ def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
                 step = step * tensor.shape[other]
         dense.append(step)
     return tuple(dense)
-
-
-def _gram_options(options: Options) -> tuple[Any, ...]:
-    return (
-        options.scales,
-        options.scale_weights,
-        options.gram,
-        options.normalize,
-        options.temperature,
-        options.reduction,
-    )
 
 
 PLAIN: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Where the regions lie: the cells of a scale, and which cells have to be pooled and projected.
 
-Linearity is what a fast version lives on. Pooling and projection are linear, so where every cell of a
-coarse scale is a union of equally large cells of the finest one, its logits are the mean of theirs:
-only the finest grid is pooled and projected ("the base grid"), and the gradient of every scale folds back onto it.
+The fast path relies on linearity. Pooling and projection are linear, so where every cell of a coarse scale is a union
+of equally large cells of the finest one, its logits are the mean of theirs: only the finest grid is pooled and
+projected ("the base grid"), and the gradient of every scale folds back onto it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ def window(index: int, scale: int, extent: int) -> tuple[int, int]:
     return index * extent // scale, -(-(index + 1) * extent // scale)
 
 
-def is_folded(scales: Sequence[int], pyramid: str, height: int, width: int) -> bool:
-    """Whether every scale's logits are means over the finest scale's: exactly true in these two cases."""
-    if pyramid == "nested":
-        return True
+def finest_grid(scales: Sequence[int], pyramid: str, height: int, width: int) -> int:
+    """Side of the finest grid where every scale's logits are means over its cells; 0 where they are not.
+
+    They are in two cases: in a nested pyramid, and where each cell is a union of equally large cells of that grid.
+    """
     finest = max(scales)
+    if pyramid == "nested":
+        return finest
     divides_map = height % finest == 0 and width % finest == 0
-    return divides_map and all(finest % scale == 0 for scale in scales)
+    return finest if divides_map and all(finest % scale == 0 for scale in scales) else 0
 
 
-def base_scales(scales: Sequence[int], pyramid: str, height: int, width: int) -> tuple[int, ...]:
-    """The scales whose cells are pooled from the map and projected: the finest alone where folded, else all."""
-    return (max(scales),) if is_folded(scales, pyramid, height, width) else tuple(scales)
+def base_scales(scales: Sequence[int], finest: int) -> tuple[int, ...]:
+    """The scales whose cells are pooled from the map and projected: the finest grid alone where there is one."""
+    return (finest,) if finest else tuple(scales)
 
 
 def coarser(finest: Tensor, scales: Sequence[int]) -> Tensor:

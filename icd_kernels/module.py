@@ -21,11 +21,12 @@ from icd_kernels.options import (
     check_choice,
     is_number,
     make_options,
+    normalization,
 )
 
 
 def class_form_weight(normalize: str, num_classes: int) -> float:
-    """γ to begin with for class form: 0.3/K with `normalize` "none", 30/K with "zscore", 1 with "l2".
+    """γ to begin with for class form: 30/K with `normalize` "zscore", 1 with "l2", 0.3/K where logits keep their size.
 
     Chosen by an ablation at K = 10; for other K by how the gradient grows, which with "l2" shrinks (docs/defaults.md).
 
@@ -35,7 +36,10 @@ def class_form_weight(normalize: str, num_classes: int) -> float:
     check_choice("normalize", normalize, NORMALIZATIONS)
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes!r}")
-    return {"none": 0.3 / num_classes, "zscore": 30.0 / num_classes, "l2": 1.0}[normalize]
+    _, spread = normalization(normalize, num_classes)
+    if spread == 1:
+        return 1.0
+    return (0.3 if spread == 0 else 30.0) / num_classes
 
 
 class ICDLoss(nn.Module):

@@ -18,37 +18,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from icd_kernels.checks import compute_dtype
 from icd_kernels.geometry import base_scales, cell_count
+from icd_kernels.problem import NONE, GramOptions
 
-_GRAM_OPTIONS = "int[] scales, float[] scale_weights, str gram, str normalize, float temperature, str reduction"
-_ICD_OPTIONS = (
-    "int[] scales, float[] scale_weights, str gram, str pyramid, str normalize, float temperature, str reduction"
-)
+_GRAM = "int[] scales, float[] cell_weights, int gram, float[] normalize, float temperature, int reduction"
 _LAYOUT = "SymInt[] size, SymInt[] stride, ScalarType dtype, ScalarType bias_dtype"
 
 SCHEMAS = (
     "region_features(Tensor features, int[] scales) -> Tensor",
     "region_features_backward(Tensor grad, SymInt[] size, SymInt[] stride, ScalarType dtype, int[] scales) -> Tensor",
-    "region_logits(Tensor features, Tensor weight, Tensor? bias, int[] scales, str pyramid, bool save_pooled)"
+    "region_logits(Tensor features, Tensor weight, Tensor? bias, int[] scales, int finest, bool save_pooled)"
     " -> (Tensor logits, Tensor pooled)",
-    f"region_logits_backward(Tensor grad_logits, Tensor pooled, Tensor weight, {_LAYOUT}, int[] scales, str pyramid,"
+    f"region_logits_backward(Tensor grad_logits, Tensor pooled, Tensor weight, {_LAYOUT}, int[] scales, int finest,"
     " bool[] wanted) -> (Tensor features, Tensor weight, Tensor bias)",
-    f"gram_kl(Tensor student_logits, Tensor teacher_logits, {_GRAM_OPTIONS}, bool save_gradient)"
+    f"gram_kl(Tensor student_logits, Tensor teacher_logits, {_GRAM}, bool save_gradient)"
     " -> (Tensor loss, Tensor saved)",
-    f"gram_kl_backward(Tensor grad_loss, Tensor saved, ScalarType dtype, {_GRAM_OPTIONS}) -> Tensor",
+    f"gram_kl_backward(Tensor grad_loss, Tensor saved, ScalarType dtype, {_GRAM}) -> Tensor",
     "icd_loss(Tensor student_features, Tensor student_weight, Tensor? student_bias, Tensor teacher_features,"
-    f" Tensor teacher_weight, Tensor? teacher_bias, {_ICD_OPTIONS}, bool save_gradient, bool save_pooled)"
-    " -> (Tensor loss, Tensor saved, Tensor pooled)",
-    f"icd_loss_backward(Tensor grad_loss, Tensor saved, Tensor pooled, Tensor weight, {_LAYOUT}, {_ICD_OPTIONS},"
-    " bool[] wanted) -> (Tensor features, Tensor weight, Tensor bias)",
+    f" Tensor teacher_weight, Tensor? teacher_bias, {_GRAM}, int student_finest, int teacher_finest,"
+    " bool save_gradient, bool save_pooled) -> (Tensor loss, Tensor saved, Tensor pooled)",
+    f"icd_loss_backward(Tensor grad_loss, Tensor saved, Tensor pooled, Tensor weight, {_LAYOUT}, {_GRAM},"
+    " int finest, bool[] wanted) -> (Tensor features, Tensor weight, Tensor bias)",
 )
-"""The contract. `size` and `stride` describe the gradient by the features; `wanted` says which of the gradients by
-(features, weight, bias) to compute: the others come back empty."""
+"""The contract. Options come as numbers (:mod:`icd_kernels.problem`). `size` and `stride` describe the gradient by the
+features; `wanted` says which of the gradients by (features, weight, bias) to compute: the others come back empty."""
 
 
 ROW_SCHEMA = (
@@ -74,11 +73,6 @@ def register_fakes(namespace: str, pitch: int = 1) -> None:
         torch.library.register_fake(f"{namespace}::{name}", fake)  # type: ignore[arg-type]
 
 
-def keeps_logits(gram: str, reduction: str) -> bool:
-    """Whether backward needs both networks' logits rather than dl/dz (see the module's text)."""
-    return gram == "sample" and reduction == "none"
-
-
 def _fake_region_features(features: Tensor, scales: Sequence[int]) -> Tensor:
     batch, channels = features.shape[:2]
     return features.new_empty((batch, cell_count(scales), channels), dtype=compute_dtype(features))
@@ -91,19 +85,17 @@ def _fake_region_features_backward(
 
 
 def _fake_region_logits(
-    features: Tensor, weight: Tensor, bias: Tensor | None, scales: Sequence[int], pyramid: str, save_pooled: bool
+    features: Tensor, weight: Tensor, bias: Tensor | None, scales: Sequence[int], finest: int, save_pooled: bool
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(features, weight, bias)
     batch = features.shape[0]
     logits = features.new_empty((batch, cell_count(scales), weight.shape[0]), dtype=dtype).transpose(1, 2)
-    return logits, _fake_pooled(features, scales, pyramid, save_pooled, dtype)
+    return logits, _fake_pooled(features, scales, finest, save_pooled, dtype)
 
 
-def _fake_pooled(
-    features: Tensor, scales: Sequence[int], pyramid: str, save_pooled: bool, dtype: torch.dtype
-) -> Tensor:
-    batch, channels, height, width = features.shape
-    cells = cell_count(base_scales(scales, pyramid, height, width))
+def _fake_pooled(features: Tensor, scales: Sequence[int], finest: int, save_pooled: bool, dtype: torch.dtype) -> Tensor:
+    batch, channels = features.shape[:2]
+    cells = cell_count(base_scales(scales, finest))
     return features.new_empty((batch, cells, channels) if save_pooled else (0,), dtype=dtype)
 
 
@@ -116,7 +108,7 @@ def _fake_region_logits_backward(
     dtype: torch.dtype,
     bias_dtype: torch.dtype,
     scales: Sequence[int],
-    pyramid: str,
+    finest: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     features, weights, bias = wanted
@@ -129,36 +121,17 @@ def _fake_region_logits_backward(
     )
 
 
-def _fake_gram_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-    save_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_gram_kl(student_logits: Tensor, teacher_logits: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+    options, save_gradient = GramOptions(*numbers[:-1]), numbers[-1]
     dtype = compute_dtype(student_logits, teacher_logits)
     batch, classes, cells = student_logits.shape
-    loss = student_logits.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
-    both = (2,) if keeps_logits(gram, reduction) else ()
+    loss = student_logits.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
+    both = (2,) if options.keeps_logits else ()
     saved = student_logits.new_empty((*both, batch, cells, classes) if save_gradient else (0,), dtype=dtype)
     return loss, saved
 
 
-def _fake_gram_kl_backward(
-    grad_loss: Tensor,
-    saved: Tensor,
-    dtype: torch.dtype,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-) -> Tensor:
+def _fake_gram_kl_backward(grad_loss: Tensor, saved: Tensor, dtype: torch.dtype, *numbers: Any) -> Tensor:
     return saved.new_empty(saved.shape[-3:], dtype=dtype).transpose(1, 2)
 
 
@@ -178,57 +151,26 @@ def _fake_row_losses(
     return losses, student_logits.new_empty((batch, regions, classes)).transpose(1, 2)
 
 
-def _fake_icd_loss(
-    pitch: int,
-    student_features: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    teacher_features: Tensor,
-    teacher_weight: Tensor,
-    teacher_bias: Tensor | None,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    pyramid: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-    save_gradient: bool,
-    save_pooled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(
-        student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias
-    )
-    batch, _, height, width = student_features.shape
-    classes = student_weight.shape[0]
-    loss = student_features.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
-    if keeps_logits(gram, reduction):
-        saved_shape: tuple[int, ...] = (2, batch, cell_count(scales), classes)
+def _fake_icd_loss(pitch: int, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tensors, (student_finest, _, save_gradient, save_pooled) = arguments[:6], arguments[-4:]
+    options = GramOptions(*arguments[6:-4])
+    features, weight = tensors[:2]
+    dtype, batch, classes = compute_dtype(*tensors), features.shape[0], weight.shape[0]
+    loss = features.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
+    if options.keeps_logits:
+        saved_shape: tuple[int, ...] = (2, batch, cell_count(options.scales), classes)
     else:
-        saved_shape = (batch, cell_count(base_scales(scales, pyramid, height, width)), -(-classes // pitch) * pitch)
-    saved = student_features.new_empty(saved_shape if save_gradient else (0,), dtype=dtype)
-    return loss, saved, _fake_pooled(student_features, scales, pyramid, save_pooled, dtype)
+        cells = cell_count(base_scales(options.scales, student_finest))
+        saved_shape = (batch, cells, -(-classes // pitch) * pitch)
+    saved = features.new_empty(saved_shape if save_gradient else (0,), dtype=dtype)
+    return loss, saved, _fake_pooled(features, options.scales, student_finest, save_pooled, dtype)
 
 
 def _fake_icd_loss_backward(
-    grad_loss: Tensor,
-    saved: Tensor,
-    pooled: Tensor,
-    weight: Tensor,
-    size: Sequence[int],
-    stride: Sequence[int],
-    dtype: torch.dtype,
-    bias_dtype: torch.dtype,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    pyramid: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-    wanted: Sequence[bool],
+    grad_loss: Tensor, saved: Tensor, pooled: Tensor, weight: Tensor, *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_region_logits_backward(saved, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+    layout, (finest, wanted) = numbers[:4], numbers[-2:]
+    return _fake_region_logits_backward(saved, pooled, weight, *layout, numbers[4], finest, wanted)
 
 
 _FAKES = {

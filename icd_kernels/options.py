@@ -9,14 +9,24 @@ from typing import NamedTuple
 
 GRAMS = ("class", "spatial", "sample")
 PYRAMIDS = ("adaptive", "nested")
-NORMALIZATIONS = ("none", "l2", "zscore")
+NORMALIZATIONS = ("none", "l2", "zscore", "center")
 REDUCTIONS = ("mean", "sum", "none")
 
 DEFAULT_SCALES = (1, 2, 4)
 DEFAULT_TEMPERATURE = 4.0
 
 NORM_FLOOR = 1e-12
-"""Smallest norm (`l2`) or standard deviation (`zscore`) a logit vector is divided by."""
+"""Smallest norm (`l2`) or standard deviation (`zscore`) by which a logit vector is divided."""
+
+
+def normalization(name: str, classes: int) -> tuple[float, float]:
+    """(centre, spread): ẑ = u/r with u = z - centre·mean(z) and r = max(spread·‖u‖, floor), or 1 where spread is 0.
+
+    Over K classes the norm of a centred vector is K^½ times its standard deviation.
+    """
+    centre = 1.0 if name in ("zscore", "center") else 0.0
+    spread = {"l2": 1.0, "zscore": int(classes) ** -0.5}.get(name, 0.0)
+    return centre, spread
 
 
 class Options(NamedTuple):

@@ -20,10 +20,10 @@ from torch import Tensor
 from icd_kernels import icd_loss
 from icd_kernels.backends import BACKENDS
 from icd_kernels.geometry import cell_count
+from icd_kernels.options import NORMALIZATIONS
 
 GRAMS = ("class", "spatial", "sample")
 PYRAMIDS = ("adaptive", "nested")
-NORMALIZATIONS = ("none", "l2", "zscore")
 REDUCTIONS = ("mean", "sum", "none")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -94,6 +94,10 @@ def normalized(z: list[float], normalize: str) -> list[float]:
         mean = sum(z) / len(z)
         deviation = max(math.sqrt(sum((value - mean) ** 2 for value in z) / len(z)), 1e-12)
         return [(value - mean) / deviation for value in z]
+    if normalize == "center":
+        mean = sum(z) / len(z)
+        return [value - mean for value in z]
+    assert normalize == "none", normalize
     return z
 
 

@@ -21,10 +21,10 @@ from icd_kernels.operators import SCHEMAS, register_fakes
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "icd_kernels_emulated"
 SOURCES = (
-    *(ROOT / "csrc" / "cuda" / name for name in ("launcher.cpp", "stages.cpp")),
+    *(ROOT / "csrc" / "cuda" / name for name in ("stages.cpp",)),
     *(ROOT / "tests" / "native" / name for name in ("cuda_on_host.cpp", "emulated_kernels.cpp", "emulated_device.cpp")),
 )
-FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+FLAGS = ["-std=c++20", "-O1", "-Wall", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
 
 
 def add_emulated_backend() -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from icd_kernels import region_logits
-from icd_kernels.options import rank_weights
+from icd_kernels.options import NORM_FLOOR, normalization, rank_weights
 
 
 def region_logits_terms(
@@ -58,22 +58,20 @@ def gram_kl_terms(
         gradients.append(_product(q + p, x.abs(), row_weight, gram) / temperature)
         losses = losses + (rows.sum(0) if gram == "sample" else rows.flatten(1).sum(1))
     d = torch.cat(gradients, 1)
-    if normalize != "none":
-        share = 1 / s.shape[2] if normalize == "zscore" else 1.0
-        d = (d + share * (d.sum(2, keepdim=True) + s.abs() * (s.abs() * d).sum(2, keepdim=True))) / s_size
+    centre, spread = normalization(normalize, s.shape[2])
+    along = spread**2 * s.abs() * (s.abs() * d).sum(2, keepdim=True)
+    d = (d + centre * d.mean(2, keepdim=True) + along) / s_size
     if reduction != "none":
         losses = losses.mean() if reduction == "mean" else losses.sum()
     return losses, d.transpose(1, 2)
 
 
 def _normalized(z: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
-    if normalize == "zscore":
-        z = z - z.mean(2, keepdim=True)
-        size = z.square().mean(2, keepdim=True).sqrt().clamp_min(1e-12)
-    elif normalize == "l2":
-        size = torch.linalg.vector_norm(z, dim=2, keepdim=True).clamp_min(1e-12)
-    else:
-        size = torch.ones_like(z[..., :1])
+    centre, spread = normalization(normalize, z.shape[2])
+    z = z - centre * z.mean(2, keepdim=True)
+    if spread == 0:
+        return z, torch.ones_like(z[..., :1])
+    size = (spread * torch.linalg.vector_norm(z, dim=2, keepdim=True)).clamp_min(NORM_FLOOR)
     return z / size, size
 
 

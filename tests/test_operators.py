@@ -12,7 +12,8 @@ from cases import COMPILED, FORMS, Case, Network
 from icd_kernels.autograd import Wanted, _gradient_layout
 from icd_kernels.backends import BACKENDS
 from icd_kernels.operators import SCHEMAS
-from icd_kernels.options import Options, make_options
+from icd_kernels.options import make_options
+from icd_kernels.problem import lower
 
 OPERATORS = [schema.split("(")[0] for schema in SCHEMAS]
 
@@ -21,10 +22,6 @@ def namespace(backend: str) -> Any:
     """The operators of a compiled backend."""
     (found,) = (candidate for candidate in BACKENDS if candidate.name == backend)
     return getattr(torch.ops, found.icd_loss.args[0])  # type: ignore[attr-defined]
-
-
-def gram_options(options: Options) -> tuple[Any, ...]:
-    return tuple(value for name, value in options._asdict().items() if name != "pyramid")
 
 
 @pytest.mark.parametrize("backend", COMPILED)
@@ -51,28 +48,32 @@ def every_operators_arguments(
     backend: str, keywords: dict[str, Any], layout: str, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Every operator's name with arguments such as autograd gives it: with and without what is optional."""
-    operators, options = namespace(backend), make_options(**keywords)
+    operators = namespace(backend)
     network = Network(layout=layout, dtype=dtypes[0], weight_dtype=dtypes[1], bias_dtype=dtypes[0])
     tensors = Case(student=network).tensors()
     without_bias = tensors._replace(student_bias=None, teacher_bias=None)
-    regions = options.scales, options.pyramid
+    maps = tensors.student_features, tensors.teacher_features
+    problem = lower(make_options(**keywords), tensors.student_weight.shape[0], *(features.shape for features in maps))
+    options, (student_finest, teacher_finest) = problem.options, problem[1:]
+    student_regions, teacher_regions = (options.scales, student_finest), (options.scales, teacher_finest)
+    numbers = (*options, student_finest, teacher_finest)
     features, *layout_of_grad = tensors.student_features, *_gradient_layout(*tensors[:3])[:3]
     yield "region_features", (features, options.scales)
     grad = torch.ones_like(operators.region_features(features, options.scales))
     yield "region_features_backward", (grad, *layout_of_grad, options.scales)
     for some, keep in ((tensors, True), (without_bias, False)):
-        yield "region_logits", (*some[:3], *regions, keep)
-        yield "icd_loss", (*some, *options, keep, keep)
-    student, pooled = operators.region_logits(*tensors[:3], *regions, True)
-    teacher, _ = operators.region_logits(*tensors[3:], *regions, False)
+        yield "region_logits", (*some[:3], *student_regions, keep)
+        yield "icd_loss", (*some, *numbers, keep, keep)
+    student, pooled = operators.region_logits(*tensors[:3], *student_regions, True)
+    teacher, _ = operators.region_logits(*tensors[3:], *teacher_regions, False)
     layouts = _gradient_layout(*tensors[:3])
-    yield "gram_kl", (student, teacher, *gram_options(options), True)
-    yield "gram_kl", (student, teacher, *gram_options(options), False)
-    kl, saved_kl = operators.gram_kl(student, teacher, *gram_options(options), True)
-    yield "gram_kl_backward", (torch.ones_like(kl), saved_kl, dtypes[0], *gram_options(options))
-    loss, saved, pooled_icd = operators.icd_loss(*tensors, *options, True, True)
+    yield "gram_kl", (student, teacher, *options, True)
+    yield "gram_kl", (student, teacher, *options, False)
+    kl, saved_kl = operators.gram_kl(student, teacher, *options, True)
+    yield "gram_kl_backward", (torch.ones_like(kl), saved_kl, dtypes[0], *options)
+    loss, saved, pooled_icd = operators.icd_loss(*tensors, *numbers, True, True)
     for wanted in (Wanted(True, True, True), Wanted(True, False, False), Wanted(False, True, False)):
         weight = tensors.student_weight, *layouts
         needed = [x if wanted.weight else x.new_empty(0) for x in (pooled, pooled_icd)]
-        yield "region_logits_backward", (torch.ones_like(student), needed[0], *weight, *regions, wanted)
-        yield "icd_loss_backward", (torch.ones_like(loss), saved, needed[1], *weight, *options, wanted)
+        yield "region_logits_backward", (torch.ones_like(student), needed[0], *weight, *student_regions, wanted)
+        yield "icd_loss_backward", (torch.ones_like(loss), saved, needed[1], *weight, *options, student_finest, wanted)

@@ -114,7 +114,7 @@ class TestLaunch:
         plan, region_logits = part("plan"), part("region_logits")
         tensors = (torch.randn(2, 4, 3, 3), torch.randn(5, 4), None)
         plans = [
-            region_logits.plan_region_logits(plan.layouts(tensors), torch.float32, "ieee", (1, 2), "nested", False)
+            region_logits.plan_region_logits(plan.layouts(tensors), torch.float32, "ieee", (1, 2), 2, False)
             for _ in range(100)
         ]
         assert all(each is plans[0] for each in plans)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from icd_kernels import ICDLoss, gram_kl
+from icd_kernels.options import NORM_FLOOR, normalization
 from training.figure_file import write_figure
 
 SHOWN_CLASS = 8
@@ -72,10 +73,9 @@ def _gram(logits: Tensor, icd: ICDLoss) -> Tensor:
 
 
 def _normalized(logits: Tensor, normalize: str) -> Tensor:
-    if normalize == "zscore":
-        deviation, center = torch.std_mean(logits, dim=1, correction=0, keepdim=True)
-        return (logits - center) / deviation
-    return F.normalize(logits, dim=1) if normalize == "l2" else logits
+    centre, spread = normalization(normalize, logits.shape[1])
+    centred = logits - centre * logits.mean(dim=1, keepdim=True)
+    return centred if spread == 0 else F.normalize(centred, dim=1, eps=NORM_FLOOR) / spread
 
 
 def _loss_of_scale(student: Tensor, teacher: Tensor, scale: int, icd: ICDLoss) -> float:

@@ -113,9 +113,9 @@ ICD_HOST_DEVICE T floor_statistic(T statistic) {
   return statistic <= kNormFloor<T> ? kNormFloor<T> : statistic;
 }
 
-// Derivative by the raw logit z of what depends on the normalised logit h = normalise(z), at one element.
-// `statistic` is the norm or the deviation; below the floor the divisor is a constant.
-// l2: (dh - h <h, dh>) / norm.   zscore: (dh - mean(dh) - h mean(h dh)) / deviation.
+// Derivative by the raw logit z of what depends on the normalised logit h (normalize.h), at one element:
+// (dh - mean_dh - h · inner)/statistic with mean_dh = centre · mean(dh), inner = spread² <h, dh> and statistic =
+// spread · ‖u‖, or 1 where spread is 0. Below the floor the divisor is a constant.
 template <typename T>
 ICD_HOST_DEVICE T normalize_derivative(T dh, T h, T mean_dh, T inner, T statistic) {
   const bool floored = statistic <= kNormFloor<T>;

@@ -4,8 +4,8 @@
 // Sizes: B images, C channels, H x W pixels, K classes, N regions. T is the dtype of the math, I and O of the maps.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -65,11 +65,11 @@ struct LogitKernels {
   // The transpose of expand: gathers every scale's gradient onto the fine cells.
   void (*fold)(const T* grad, int64_t finest, const Scales& scales, int64_t classes, T* grad_fine, int64_t, int64_t);
 
-  // Items are rows of K logits. In place; statistics: [rows], the norm or deviation.
-  void (*normalize)(Normalize mode, T* rows, int64_t classes, T* statistics, int64_t begin, int64_t end);
+  // Items are rows of K logits. In place; statistics: [rows], spread · the norm, or 1.
+  void (*normalize)(const Normalization& by, T* rows, int64_t classes, T* statistics, int64_t begin, int64_t end);
   // In place on grads, given the normalised rows.
   void (*normalize_backward)(
-      Normalize mode, const T* normalized, const T* statistics, int64_t classes, T* grads, int64_t begin, int64_t end);
+      const Normalization& by, const T* normalized, const T* statistics, int64_t classes, T* grads, int64_t begin, int64_t end);
 
   // Items are rows of K normalised logits. losses[row]: the KL summed over the K rows of the class Gram z z^T.
   // With grads: grads[row] = row_weights[row] · d losses[row] / d student row. A row of weight 0 is not computed: its

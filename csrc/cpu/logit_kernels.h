@@ -89,13 +89,11 @@ inline double centred_square(const T* row, double mean, int64_t count) {
 }
 
 template <typename T>
-void normalize(Normalize mode, T* rows, int64_t classes, T* statistics, int64_t begin, int64_t end) {
-  const double count = static_cast<double>(classes);
+void normalize(const Normalization& by, T* rows, int64_t classes, T* statistics, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* z = rows + row * classes;
-    const double mean = mode == Normalize::zscore ? sum_of(z, classes) / count : 0;
-    const double square = mode == Normalize::zscore ? centred_square(z, mean, classes) / count : dot(z, z, classes);
-    const double statistic = std::sqrt(square);
+    const double mean = by.centre == 0 ? 0 : by.centre * sum_of(z, classes) / static_cast<double>(classes);
+    const double statistic = by.spread == 0 ? 1 : by.spread * std::sqrt(centred_square(z, mean, classes));
     const double share = 1 / floor_statistic(statistic);
 #pragma omp simd
     for (int64_t k = 0; k < classes; ++k) z[k] = static_cast<T>((static_cast<double>(z[k]) - mean) * share);
@@ -105,14 +103,15 @@ void normalize(Normalize mode, T* rows, int64_t classes, T* statistics, int64_t 
 
 template <typename T>
 void normalize_backward(
-    Normalize mode, const T* normalized, const T* statistics, int64_t classes, T* grads, int64_t begin, int64_t end) {
+    const Normalization& by, const T* normalized, const T* statistics, int64_t classes, T* grads, int64_t begin,
+    int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* h = normalized + row * classes;
     T* dz = grads + row * classes;
-    const double count = mode == Normalize::zscore ? static_cast<double>(classes) : 1;
-    const T inner = static_cast<T>(dot(h, dz, classes) / count);
-    const T mean = mode == Normalize::zscore ? static_cast<T>(sum_of(dz, classes) / count) : T(0);
-    const T statistic = statistics[row];
+    const double square = by.spread * by.spread;
+    const T inner = square == 0 ? T(0) : static_cast<T>(square * dot(h, dz, classes));
+    const double sum = by.centre == 0 ? 0 : by.centre * sum_of(dz, classes);
+    const T mean = static_cast<T>(sum / static_cast<double>(classes)), statistic = statistics[row];
 #pragma omp simd
     for (int64_t k = 0; k < classes; ++k) dz[k] = normalize_derivative(dz[k], h[k], mean, inner, statistic);
   }

@@ -1,8 +1,8 @@
 // What every kernel is written in: threads, warps, reductions in a fixed order, and elements of any dtype.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "../common/geometry.h"
 #include "../common/row_math.h"

@@ -1,56 +1,52 @@
 // Tensors and options as the kernels take them.
 #pragma once
 
-#include <algorithm>
-#include <initializer_list>
-
 #include "../common/arguments.h"
 #include "kernels.h"
 
 namespace icd::cuda {
 
-template <typename T>
-constexpr at::ScalarType scalar_type_of() {
-  return std::is_same_v<T, double> ? at::kDouble : at::kFloat;
-}
-
-inline Dtype dtype_of(at::ScalarType type) {
-  if (type == at::kDouble) return Dtype::float64;
-  if (type == at::kFloat) return Dtype::float32;
-  if (type == at::kBFloat16) return Dtype::bfloat16;
-  TORCH_CHECK_TYPE(type == at::kHalf, "tensors must be float64, float32, bfloat16 or float16, got ", type);
+inline Dtype dtype_of(ScalarType type) {
+  if (type == ScalarType::Double) return Dtype::float64;
+  if (type == ScalarType::Float) return Dtype::float32;
+  if (type == ScalarType::BFloat16) return Dtype::bfloat16;
+  check(type == ScalarType::Half, "tensors must be float64, float32, bfloat16 or float16, got ", type);
   return Dtype::float16;
 }
 
-inline void check_devices(std::initializer_list<const Tensor*> tensors) {
-  const c10::Device device = (*tensors.begin())->device();
-  for (const Tensor* tensor : tensors) {
-    TORCH_CHECK_VALUE(
-        tensor == nullptr || tensor->device() == device, "all tensors must be on one device, got ", device, " and ",
-        tensor->device());
-  }
+template <typename T>
+T* data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
 }
 
 inline Scales scales_of(const std::vector<int64_t>& sizes) {
   constexpr int64_t kMost = 1 << 15;  // so that a grid's cells are counted in 32 bits
-  TORCH_CHECK_VALUE(
+  check(
       sizes.size() <= kMaxScales, "backend 'cuda' takes at most ", kMaxScales, " scales, got ", sizes.size());
   Scales scales = {static_cast<int32_t>(sizes.size()), 0, {}};
   int64_t cells = 0;
   for (size_t s = 0; s < sizes.size(); ++s) {
-    TORCH_CHECK_VALUE(sizes[s] <= kMost, "backend 'cuda' takes scales up to ", kMost, ", got ", sizes[s]);
+    check(sizes[s] <= kMost, "backend 'cuda' takes scales up to ", kMost, ", got ", sizes[s]);
     scales.sizes[s] = static_cast<int32_t>(sizes[s]);
     cells += sizes[s] * sizes[s];
   }
-  TORCH_CHECK_VALUE(cells < kMost * kMost, "backend 'cuda' takes fewer than 2^30 regions, got ", cells);
+  check(cells < kMost * kMost, "backend 'cuda' takes fewer than 2^30 regions, got ", cells);
   scales.cells = static_cast<int32_t>(cells);
   return scales;
 }
 
 inline FeatureMap map_of(const Tensor& map) {
   return {
-      map.data_ptr(), dtype_of(map.scalar_type()), map.size(0),   map.size(1),   map.size(2),
-      map.size(3),    map.stride(0),               map.stride(1), map.stride(2), map.stride(3)};
+      .data = map.data_ptr(),
+      .dtype = dtype_of(map.scalar_type()),
+      .batch = map.size(0),
+      .channels = map.size(1),
+      .height = map.size(2),
+      .width = map.size(3),
+      .batch_stride = map.stride(0),
+      .channel_stride = map.stride(1),
+      .height_stride = map.stride(2),
+      .width_stride = map.stride(3)};
 }
 
 inline int64_t element_size(Dtype dtype) {
@@ -74,24 +70,44 @@ inline int64_t warp_channels(const FeatureMap& map, Access access) {
 }
 
 inline Matrix matrix_of(const Tensor& matrix) {
-  return {matrix.data_ptr(), dtype_of(matrix.scalar_type()), matrix.stride(0), matrix.stride(1)};
+  return {
+      .data = matrix.data_ptr(),
+      .dtype = dtype_of(matrix.scalar_type()),
+      .row_stride = matrix.stride(0),
+      .column_stride = matrix.stride(1)};
 }
 
 inline Matrix transposed(const Matrix& matrix) {
-  return {matrix.data, matrix.dtype, matrix.column_stride, matrix.row_stride};
+  return {
+      .data = matrix.data,
+      .dtype = matrix.dtype,
+      .row_stride = matrix.column_stride,
+      .column_stride = matrix.row_stride};
 }
 
-inline Upstream upstream_of_loss(const Tensor& grad_loss) {
-  return {grad_loss.data_ptr(), dtype_of(grad_loss.scalar_type()), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0)};
+// A null pointer counts as 1.
+inline Upstream upstream_of_loss(const Tensor* grad_loss) {
+  if (grad_loss == nullptr) return {.data = nullptr, .dtype = Dtype::float32, .stride = 0};
+  return {
+      .data = grad_loss->data_ptr(),
+      .dtype = dtype_of(grad_loss->scalar_type()),
+      .stride = grad_loss->dim() == 0 ? 0 : grad_loss->stride(0)};
 }
-
-inline Upstream no_upstream() { return {nullptr, Dtype::float32, 0}; }
 
 // Logits (B, K, N) in any layout, region by region as they are.
 inline LogitSource source_of(const Tensor& logits) {
   return {
-      logits.data_ptr(), dtype_of(logits.scalar_type()), logits.stride(0), logits.stride(2), logits.stride(1), 1, 0,
-      nullptr, Dtype::float32, 0, 0};
+      .data = logits.data_ptr(),
+      .dtype = dtype_of(logits.scalar_type()),
+      .image_stride = logits.stride(0),
+      .cell_stride = logits.stride(2),
+      .class_stride = logits.stride(1),
+      .splits = 1,
+      .split_stride = 0,
+      .bias = nullptr,
+      .bias_dtype = Dtype::float32,
+      .bias_stride = 0,
+      .finest = 0};
 }
 
 }  // namespace icd::cuda

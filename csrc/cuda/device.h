@@ -1,8 +1,6 @@
 // What the launcher needs of a device, apart from its kernels.
 #pragma once
 
-#include <c10/core/Device.h>
-
 #include <cstddef>
 #include <cstdint>
 
@@ -10,13 +8,25 @@
 
 namespace icd::cuda {
 
-// The stream that PyTorch currently uses on the current device.
-Stream current_stream(c10::DeviceIndex device);
+// Makes a device the current one until the end of its life.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
 
-int64_t multiprocessors(c10::DeviceIndex device);
+ private:
+  void* guard_ = nullptr;
+};
+
+// The stream that PyTorch currently uses on the current device.
+Stream current_stream(int32_t device);
+
+int64_t multiprocessors(int32_t device);
 
 // How many float32 instructions it does in the time of one of float64.
-double float64_cost(c10::DeviceIndex device);
+double float64_cost(int32_t device);
 
 // Fills with zeros, in the stream's order.
 void clear(void* data, size_t bytes, Stream stream);

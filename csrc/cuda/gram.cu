@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<T, kTile>)
 
 template <typename T>
 int launch_gram(const GramArguments<T>& arguments, Stream stream) {
-  if (arguments.form == Form::class_) return launch(gram_kernel<T, 0>, arguments, stream);
+  if (arguments.gram == Gram::class_) return launch(gram_kernel<T, 0>, arguments, stream);
   if (arguments.tile == 16) return launch(gram_kernel<T, 16>, arguments, stream);
   return launch(gram_kernel<T, kLargePointTile<T>>, arguments, stream);
 }

@@ -44,7 +44,7 @@ ICD_DEVICE void gram_row(const GramArguments<T>& arguments, int64_t item) {
   if (arguments.raw != nullptr) {
     for (int64_t k = lane(); k < classes; k += kWarp) arguments.raw[row * classes + k] = out[k];
   }
-  const T statistic = normalize_row(arguments.normalize, classes, out);
+  const T statistic = normalize_row(arguments.normalization, classes, out);
   if (net == 0 && lane() == 0) arguments.statistics[row] = statistic;
 }
 
@@ -66,7 +66,7 @@ ICD_DEVICE void gram_cell(const GramArguments<T>& arguments, int64_t row, ClassS
   if (threadIdx.x == 0) arguments.losses[row] = static_cast<T>(loss);
   if (grad == nullptr || warp() != 0) return;
   const T scale = row_weight(arguments, row, scale_index) / arguments.temperature;
-  normalize_row_backward(arguments.normalize, student, arguments.statistics[row], classes, scale, grad);
+  normalize_row_backward(arguments.normalization, student, arguments.statistics[row], classes, scale, grad);
 }
 
 template <typename T>

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../common/class_sum.h"
+#include "../common/forms.h"
 #include "../common/normalize.h"
 
 struct CUstream_st;
@@ -132,16 +133,14 @@ struct RowsArguments {
   T* out;
 };
 
-enum class Form : int32_t { class_, spatial, sample };
-
 template <typename T>
 struct GramArguments {
   LogitSource sources[2];  // student, teacher
   Scales scales;
   double cell_weights[kMaxScales];  // w_m c_m of a cell of each scale
-  Form form;
+  Gram gram;
   ClassSum class_sum;
-  Normalize normalize;
+  Normalization normalization;
   T temperature;
   bool per_image;  // reduction "none"
   bool mean;       // reduction "mean"

@@ -30,7 +30,7 @@ struct PointTile {
 template <typename T, int kTile>
 ICD_DEVICE PointTile point_tile(const GramArguments<T>& arguments, int64_t item) {
   const Scales& scales = arguments.scales;
-  if (arguments.form == Form::sample) {
+  if (arguments.gram == Gram::sample) {
     const int64_t tiles = ceil_divide(arguments.batch, kTile), n = item / tiles;
     const int scale_index = cell_of(scales, n, 1, 1).scale_index;
     return {{n, scales.cells, arguments.batch, scale_index}, item % tiles * kTile};
@@ -304,7 +304,7 @@ ICD_DEVICE void point_gradients(const GramArguments<T>& arguments, int64_t item,
     T* grad = arguments.grad + row * classes;
     if (counts) {
       normalize_row_backward(
-          arguments.normalize, arguments.logits + row * classes, arguments.statistics[row], classes, T(1), grad);
+          arguments.normalization, arguments.logits + row * classes, arguments.statistics[row], classes, T(1), grad);
     } else {
       for (int64_t k = lane(); k < classes; k += kWarp) grad[k] = T(0);
     }

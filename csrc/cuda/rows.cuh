@@ -44,24 +44,26 @@ ICD_DEVICE void region_row(
   for (int64_t k = lane(); k < classes; k += kWarp) out[k] = region_logit<T>(source, cell, image, n, k);
 }
 
-// In place on a row that each lane wrote itself; gives the norm or the deviation. Sums are float64, as on the CPU: a
+// In place on a row that each lane wrote itself; gives spread · the norm, or 1. Sums are float64, as on the CPU: a
 // z-score's rounding is magnified by exponents of up to K/temperature, and squares of float32 cannot overflow.
 template <typename T>
-ICD_DEVICE T normalize_row(Normalize mode, int64_t classes, T* row) {
-  if (mode == Normalize::none) return T(1);
+ICD_DEVICE T normalize_row(const Normalization& by, int64_t classes, T* row) {
+  if (by.centre == 0 && by.spread == 0) return T(1);
   double mean = 0;
-  if (mode == Normalize::zscore) {
+  if (by.centre != 0) {
     double sum = 0;
     for (int64_t k = lane(); k < classes; k += kWarp) sum += static_cast<double>(row[k]);
-    mean = sum_lanes(sum) / static_cast<double>(classes);
+    mean = by.centre * sum_lanes(sum) / static_cast<double>(classes);
   }
-  double square = 0;
-  for (int64_t k = lane(); k < classes; k += kWarp) {
-    const double centred = static_cast<double>(row[k]) - mean;
-    square += centred * centred;
+  double statistic = 1;
+  if (by.spread != 0) {
+    double square = 0;
+    for (int64_t k = lane(); k < classes; k += kWarp) {
+      const double centred = static_cast<double>(row[k]) - mean;
+      square += centred * centred;
+    }
+    statistic = by.spread * std::sqrt(sum_lanes(square));
   }
-  square = sum_lanes(square);
-  const double statistic = std::sqrt(mode == Normalize::l2 ? square : square / static_cast<double>(classes));
   const double share = 1 / floor_statistic(statistic);
   for (int64_t k = lane(); k < classes; k += kWarp) {
     row[k] = static_cast<T>((static_cast<double>(row[k]) - mean) * share);
@@ -72,21 +74,18 @@ ICD_DEVICE T normalize_row(Normalize mode, int64_t classes, T* row) {
 // The gradient by the raw logits from that by the normalised ones, `scale` times, in place.
 template <typename T>
 ICD_DEVICE void normalize_row_backward(
-    Normalize mode, const T* normalized, T statistic, int64_t classes, T scale, T* grad) {
+    const Normalization& by, const T* normalized, T statistic, int64_t classes, T scale, T* grad) {
   T inner = 0, mean = 0;
-  if (mode != Normalize::none) {
-    for (int64_t k = lane(); k < classes; k += kWarp) {
-      inner += normalized[k] * (grad[k] * scale);
-      mean += grad[k] * scale;
-    }
-    inner = sum_lanes(inner);
-    mean = sum_lanes(mean) / static_cast<T>(classes);
+  if (by.spread != 0) {
+    for (int64_t k = lane(); k < classes; k += kWarp) inner += normalized[k] * (grad[k] * scale);
+    inner = static_cast<T>(by.spread * by.spread) * sum_lanes(inner);
   }
-  if (mode == Normalize::zscore) inner /= static_cast<T>(classes);
-  if (mode == Normalize::l2) mean = 0;
+  if (by.centre != 0) {
+    for (int64_t k = lane(); k < classes; k += kWarp) mean += grad[k] * scale;
+    mean = static_cast<T>(by.centre) * sum_lanes(mean) / static_cast<T>(classes);
+  }
   for (int64_t k = lane(); k < classes; k += kWarp) {
-    const T dh = grad[k] * scale;
-    grad[k] = mode == Normalize::none ? dh : normalize_derivative(dh, normalized[k], mean, inner, statistic);
+    grad[k] = normalize_derivative(grad[k] * scale, normalized[k], mean, inner, statistic);
   }
 }
 

@@ -1,7 +1,6 @@
 #include "stages.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
+#include <algorithm>
 
 namespace icd::cuda {
 namespace {
@@ -10,7 +9,13 @@ int64_t ceil_divide(int64_t count, int64_t step) { return (count + step - 1) / s
 
 template <typename T>
 PooledMap<T> pooled_map(const Network& network, const Tensor& pooled) {
-  PooledMap<T> net = {map_of(network.features), Access::planes, scales_of(network.regions.base), pooled.data_ptr<T>(), 1, 0};
+  PooledMap<T> net = {
+      .map = map_of(network.features),
+      .access = Access::planes,
+      .scales = scales_of(network.regions.base),
+      .pooled = data_of<T>(pooled),
+      .channel_blocks = 1,
+      .blocks = 0};
   const FeatureMap& map = net.map;
   const int64_t row = map.height * map.width + 1, cells = net.scales.cells;
   net.access = access_of(map);
@@ -62,128 +67,177 @@ void plan_products(ProductArguments<T>& arguments, std::initializer_list<bool> m
 
 template <typename T>
 Product<T> product_of(Matrix left, Matrix right, int64_t rows, int64_t columns, int64_t depth) {
-  return {left, right, rows, columns, depth, 1, depth, 0, 0, nullptr, false};
+  return {
+      .left = left,
+      .right = right,
+      .rows = rows,
+      .columns = columns,
+      .depth = depth,
+      .splits = 1,
+      .split_depth = depth,
+      .row_tiles = 0,
+      .column_tiles = 0,
+      .out = nullptr,
+      .upstream_by_row = false};
+}
+
+void clear_counters(const Stages::Call& call) {
+  clear(call.counters.data_ptr(), kCounters * sizeof(int), call.stream);
 }
 
 }  // namespace
 
-Tensor new_counters(const Tensor& like) { return at::empty({kCounters}, like.options().dtype(at::kInt)); }
-
-void clear_counters(const Call& call, const Tensor& counters) {
-  clear(counters.data_ptr(), counters.nbytes(), call.stream);
-}
+Stages::Call::Call(const Tensor& on)
+    : guard(on.get_device_index()),
+      stream(current_stream(on.get_device_index())),
+      processors(multiprocessors(on.get_device_index())),
+      float64_cost(icd::cuda::float64_cost(on.get_device_index())),
+      counters(empty({kCounters}, ScalarType::Int, on)) {}
 
 template <typename T>
-std::vector<Tensor> pool(const Call& call, const std::vector<Network>& networks, const Tensor& counters) {
+std::vector<Tensor> Stages::pool(const Call& call, const std::vector<Network>& networks) {
   PoolArguments<T> arguments = {};
-  arguments.counters = counters.defined() ? counters.data_ptr<int>() : nullptr;
+  arguments.counters = data_of<int>(call.counters);
   std::vector<Tensor> pooled;
   for (const Network& network : networks) {
-    const auto options = network.features.options().dtype(scalar_type_of<T>());
+    const Tensor& features = network.features;
     pooled.push_back(
-        at::empty({network.features.size(0), network.regions.base_cells(), network.features.size(1)}, options));
+        empty({features.size(0), network.regions.base_cells(), features.size(1)}, scalar_type_of<T>(), features));
     arguments.networks[arguments.count++] = pooled_map<T>(network, pooled.back());
   }
-  if (blocks_of(arguments) == 0 && counters.defined()) clear_counters(call, counters);
+  if (blocks_of(arguments) == 0) clear_counters(call);
   check_launch(launch_pool(arguments, call.stream), "pool");
   return pooled;
 }
 
 template <typename T>
-Projections project(const Call& call, const std::vector<Network>& networks, const std::vector<Tensor>& pooled) {
+Stages::Logits<T> Stages::project(
+    const Call& call, const std::vector<Network>& networks, const std::vector<Tensor>& pooled) {
   ProductArguments<T> arguments = {};
-  arguments.upstream = no_upstream();
+  arguments.upstream = upstream_of_loss(nullptr);
   arguments.cells_per_image = 1;
   for (size_t i = 0; i < networks.size(); ++i) {
-    const Tensor& cells = pooled[i];
-    const Matrix left = {cells.data_ptr(), dtype_of(cells.scalar_type()), cells.size(2), 1};
-    arguments.products[arguments.count++] = product_of<T>(
-        left, matrix_of(networks[i].weight), cells.size(0) * cells.size(1), networks[i].weight.size(0), cells.size(2));
+    const Tensor &cells = pooled[i], &weight = networks[i].weight;
+    const Matrix left = {.data = cells.data_ptr(), .dtype = kDtype<T>, .row_stride = cells.size(2), .column_stride = 1};
+    arguments.products[arguments.count++] =
+        product_of<T>(left, matrix_of(weight), cells.size(0) * cells.size(1), weight.size(0), cells.size(2));
   }
   plan_products(arguments, {true, true}, call.processors);
   int64_t elements = 0;
   for (int i = 0; i < arguments.count; ++i) {
     elements += arguments.products[i].splits * arguments.products[i].rows * arguments.products[i].columns;
   }
-  Projections projections = {{}, at::empty({elements}, pooled[0].options())};
-  T* out = projections.memory.data_ptr<T>();
+  Logits<T> logits = {
+      .sources = {},
+      .batch = pooled[0].size(0),
+      .classes = networks[0].weight.size(0),
+      .memory = empty({elements}, scalar_type_of<T>(), pooled[0])};
+  T* out = data_of<T>(logits.memory);
   for (int i = 0; i < arguments.count; ++i) {
     Product<T>& product = arguments.products[i];
     const int64_t classes = product.columns, size = product.rows * classes;
     const Optional& bias = networks[i].bias;
-    const Regions& regions = networks[i].regions;
     product.out = out;
-    projections.sources.push_back(
-        {out, kDtype<T>, pooled[i].size(1) * classes, classes, 1, product.splits, size,
-         bias.has_value() ? bias->data_ptr() : nullptr, bias.has_value() ? dtype_of(bias->scalar_type()) : Dtype::float32,
-         bias.has_value() ? bias->stride(0) : 0, regions.folded ? regions.base[0] : 0});
+    logits.sources.push_back(
+        {.data = out,
+         .dtype = kDtype<T>,
+         .image_stride = pooled[i].size(1) * classes,
+         .cell_stride = classes,
+         .class_stride = 1,
+         .splits = product.splits,
+         .split_stride = size,
+         .bias = bias.has_value() ? bias->data_ptr() : nullptr,
+         .bias_dtype = bias.has_value() ? dtype_of(bias->scalar_type()) : Dtype::float32,
+         .bias_stride = bias.has_value() ? bias->stride(0) : 0,
+         .finest = networks[i].regions.finest()});
     out += product.splits * size;
   }
   check_launch(launch_product(arguments, call.stream), "product");
-  return projections;
+  return logits;
 }
 
 template <typename T>
-Tensor region_rows(const Call& call, const Network& network, const LogitSource& source) {
-  const int64_t batch = network.features.size(0), classes = network.weight.size(0);
-  const auto options = network.features.options().dtype(scalar_type_of<T>());
-  Tensor logits = at::empty({batch, network.regions.cells(), classes}, options);
-  const RowsArguments<T> arguments = {source, scales_of(network.regions.scales), batch, classes, logits.data_ptr<T>()};
+Stages::Logits<T> Stages::given(const Call& call, const Tensor& student, const Tensor& teacher) {
+  clear_counters(call);
+  return {
+      .sources = {source_of(student), source_of(teacher)},
+      .batch = student.size(0),
+      .classes = student.size(1),
+      .memory = student};
+}
+
+template <typename T>
+Tensor Stages::region_rows(const Call& call, const Network& network, const Logits<T>& logits) {
+  const LogitSource& source = logits.sources[0];
+  const Regions& regions = network.regions;
+  const int64_t batch = logits.batch, cells = regions.cells(), classes = logits.classes;
+  if (!regions.folded && source.splits == 1 && source.bias == nullptr) {
+    return view(logits.memory, {batch, cells, classes}, {cells * classes, classes, 1});
+  }
+  const Tensor rows = empty({batch, cells, classes}, scalar_type_of<T>(), network.features);
+  const RowsArguments<T> arguments = {
+      .source = source,
+      .scales = scales_of(regions.scales),
+      .batch = batch,
+      .classes = classes,
+      .out = data_of<T>(rows)};
   check_launch(launch_rows(arguments, call.stream), "rows");
-  return logits;
+  return rows;
 }
 
 namespace {
 
+// What a launch of `gram` writes; a tensor that is not there is not wanted.
+struct GramOutputs {
+  Optional loss;
+  Optional grad;   // [B, base cells, K] by the raw student logits
+  Optional logits;  // [2, B, N, K], raw
+};
+
 template <typename T>
-GramArguments<T> gram_arguments(const GramInputs& inputs, const Upstream& upstream) {
-  const GramOptions& options = inputs.options;
+GramArguments<T> gram_arguments(
+    const Stages::Logits<T>& logits, const GramOptions& options, const Upstream& upstream) {
   GramArguments<T> arguments = {};
-  arguments.sources[0] = inputs.student;
-  arguments.sources[1] = inputs.teacher;
+  arguments.sources[0] = logits.sources[0];
+  arguments.sources[1] = logits.sources[1];
   arguments.scales = scales_of(options.scales);
-  for (size_t s = 0; s < options.scales.size(); ++s) {
-    const double cells = static_cast<double>(options.scales[s] * options.scales[s]);
-    arguments.cell_weights[s] = options.scale_weights[s] / (options.gram == Gram::spatial ? 1.0 : cells);
-  }
-  arguments.form = options.gram == Gram::class_ ? Form::class_
-      : options.gram == Gram::spatial           ? Form::spatial
-                                                : Form::sample;
-  arguments.normalize = options.normalize;
+  std::copy(options.cell_weights.begin(), options.cell_weights.end(), arguments.cell_weights);
+  arguments.gram = options.gram;
+  arguments.normalization = options.normalization;
   arguments.temperature = static_cast<T>(options.temperature);
   arguments.per_image = options.reduction == Reduction::none;
   arguments.mean = options.reduction == Reduction::mean;
   arguments.upstream = upstream;
-  arguments.batch = inputs.batch;
-  arguments.classes = inputs.classes;
+  arguments.batch = logits.batch;
+  arguments.classes = logits.classes;
   return arguments;
 }
 
 // How many items of work each phase has.
 template <typename T>
-void plan_gram(GramArguments<T>& arguments, const Call& call, bool with_gradient) {
+void plan_gram(GramArguments<T>& arguments, const Stages::Call& call, bool with_gradient) {
   const Scales& scales = arguments.scales;
   const int64_t batch = arguments.batch, rows = batch * scales.cells;
   const int32_t finest = *std::max_element(scales.sizes, scales.sizes + scales.count);
-  const int64_t points = arguments.form == Form::sample ? batch : static_cast<int64_t>(finest) * finest;
+  const int64_t points = arguments.gram == Gram::sample ? batch : static_cast<int64_t>(finest) * finest;
   arguments.tile = points > 16 ? kLargePointTile<T> : 16;
   int64_t* items = arguments.items;
   items[0] = ceil_divide(2 * rows, kWarps);
-  if (arguments.form == Form::class_) {
+  if (arguments.gram == Gram::class_) {
     items[1] = rows;
-  } else if (arguments.form == Form::sample) {
+  } else if (arguments.gram == Gram::sample) {
     items[1] = scales.cells * ceil_divide(batch, arguments.tile);
   } else {
     for (int s = 0; s < scales.count; ++s) {
       items[1] += batch * ceil_divide(static_cast<int64_t>(scales.sizes[s]) * scales.sizes[s], arguments.tile);
     }
   }
-  items[2] = arguments.form != Form::class_ && with_gradient ? items[1] : 0;
+  items[2] = arguments.gram != Gram::class_ && with_gradient ? items[1] : 0;
   items[3] = (arguments.folded == nullptr ? 0 : ceil_divide(batch * arguments.finest * arguments.finest, kWarps)) +
       (arguments.loss == nullptr ? 0 : 1);
   const int64_t total = items[0] + items[1] + items[2] + items[3];
   constexpr int64_t kBlocksPerProcessor = 8;  // as many as fit; further ones would only find the tickets gone
-  TORCH_CHECK_VALUE(total < 0x7fffffff, "backend 'cuda' cannot number ", total, " items of work: too large a batch");
+  check(total < 0x7fffffff, "backend 'cuda' cannot number ", total, " items of work: too large a batch");
   arguments.blocks = std::min(total, kBlocksPerProcessor * call.processors);
   arguments.class_sum = class_sum();
   arguments.float64_cost = call.float64_cost;
@@ -199,32 +253,31 @@ struct Workspace {
     parts.emplace_back(&pointer, elements);
     elements += ceil_divide(count, 4) * 4;  // parts begin at 16 bytes
   }
-  Tensor allocate(const at::TensorOptions& options) {
-    Tensor memory = at::empty({elements}, options);
-    for (const auto& [pointer, offset] : parts) *pointer = memory.data_ptr<T>() + offset;
+  Tensor allocate(const Tensor& like) {
+    const Tensor memory = empty({elements}, scalar_type_of<T>(), like);
+    for (const auto& [pointer, offset] : parts) *pointer = data_of<T>(memory) + offset;
     return memory;
   }
 };
 
-}  // namespace
-
 template <typename T>
-void gram(
-    const Call& call, const GramInputs& inputs, const Upstream& upstream, const Tensor& counters, GramOutputs& outputs) {
-  GramArguments<T> arguments = gram_arguments<T>(inputs, upstream);
-  const int64_t rows = inputs.batch * arguments.scales.cells, classes = inputs.classes;
-  const bool class_form = arguments.form == Form::class_;
-  const bool folded = outputs.grad.defined() && outputs.finest != 0;
+void run_gram(
+    const Stages::Call& call, const Stages::Logits<T>& logits, const GramOptions& options, const Regions& regions,
+    const Upstream& upstream, const GramOutputs& outputs) {
+  GramArguments<T> arguments = gram_arguments<T>(logits, options, upstream);
+  const int64_t rows = logits.batch * arguments.scales.cells, classes = logits.classes;
+  const bool class_form = arguments.gram == Gram::class_;
+  const bool folded = outputs.grad.has_value() && regions.folded;
   if (folded) {
-    arguments.folded = outputs.grad.data_ptr<T>();
-    arguments.finest = outputs.finest;
-  } else if (outputs.grad.defined()) {
-    arguments.grad = outputs.grad.data_ptr<T>();
+    arguments.folded = data_of<T>(*outputs.grad);
+    arguments.finest = regions.finest();
+  } else if (outputs.grad.has_value()) {
+    arguments.grad = data_of<T>(*outputs.grad);
   }
-  if (outputs.logits.defined()) arguments.raw = outputs.logits.data_ptr<T>();
-  if (outputs.loss.defined()) arguments.loss = outputs.loss.data_ptr<T>();
-  arguments.counters = counters.data_ptr<int>();
-  plan_gram(arguments, call, outputs.grad.defined());
+  if (outputs.logits.has_value()) arguments.raw = data_of<T>(*outputs.logits);
+  if (outputs.loss.has_value()) arguments.loss = data_of<T>(*outputs.loss);
+  arguments.counters = data_of<int>(call.counters);
+  plan_gram(arguments, call, outputs.grad.has_value());
   Workspace<T> workspace;
   workspace.add(arguments.logits, 2 * rows * classes);
   workspace.add(arguments.statistics, rows);
@@ -232,28 +285,74 @@ void gram(
   workspace.add(arguments.row_statistics, class_form ? 0 : 4 * rows);
   workspace.add(arguments.class_scratch, class_form ? arguments.blocks * classes * kClassScratch<T> : 0);
   if (folded) workspace.add(arguments.grad, rows * classes);
-  const Tensor memory = workspace.allocate(counters.options().dtype(scalar_type_of<T>()));
+  const Tensor memory = workspace.allocate(call.counters);
   check_launch(launch_gram(arguments, call.stream), "gram");
 }
 
+}  // namespace
+
 template <typename T>
-Tensor fold(const Call& call, const Tensor& grad_logits, const Regions& regions) {
-  const Tensor by_region = grad_logits.transpose(1, 2);  // [B, N, K]
+LossState Stages::gram(
+    const Call& call, const Logits<T>& logits, const GramOptions& options, const Regions& regions, bool save) {
+  const ScalarType dtype = scalar_type_of<T>();
+  const Tensor& like = call.counters;
+  const int64_t batch = logits.batch, classes = logits.classes;
+  GramOutputs outputs = {
+      .loss = options.reduction == Reduction::none ? empty({batch}, dtype, like) : empty({}, dtype, like),
+      .grad = {},
+      .logits = {}};
+  if (save && options.keeps_logits()) {
+    outputs.logits = empty({2, batch, regions.cells(), classes}, dtype, like);
+  } else if (save) {
+    outputs.grad = empty({batch, regions.base_cells(), classes}, dtype, like);
+  }
+  run_gram<T>(call, logits, options, regions, upstream_of_loss(nullptr), outputs);
+  const Optional& saved = outputs.logits.has_value() ? outputs.logits : outputs.grad;
+  return {.loss = *outputs.loss, .saved = saved.has_value() ? *saved : empty({0}, dtype, like)};
+}
+
+template <typename T>
+Tensor Stages::gram_backward(
+    const Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
+    const Regions& regions) {
+  const int64_t batch = saved.size(1), cells = saved.size(2), classes = saved.size(3);
+  const auto network = [&](int64_t number) {  // (B, K, N)
+    return view(saved, {batch, classes, cells}, {cells * classes, 1, classes}, number * batch * cells * classes);
+  };
+  const Tensor student = network(0), teacher = network(1);
+  const Tensor grad = empty({batch, regions.base_cells(), classes}, saved.scalar_type(), saved);
+  const GramOutputs outputs = {.loss = {}, .grad = grad, .logits = {}};
+  run_gram<T>(call, given<T>(call, student, teacher), options, regions, upstream_of_loss(&upstream), outputs);
+  return grad;
+}
+
+template <typename T>
+Tensor Stages::fold(const Call& call, const Tensor& grad_logits, const Regions& regions) {
+  const Tensor by_region = swapped(grad_logits);  // [B, N, K]
   if (!regions.folded && by_region.is_contiguous() && by_region.scalar_type() == scalar_type_of<T>()) return by_region;
   const int64_t batch = grad_logits.size(0), classes = grad_logits.size(1);
-  Tensor out = at::empty({batch, regions.base_cells(), classes}, grad_logits.options().dtype(scalar_type_of<T>()));
+  const Tensor out = empty({batch, regions.base_cells(), classes}, scalar_type_of<T>(), grad_logits);
   const FoldArguments<T> arguments = {
-      source_of(grad_logits), scales_of(regions.scales), batch, classes, regions.folded ? regions.base[0] : 0,
-      out.data_ptr<T>()};
+      .grad = source_of(grad_logits),
+      .scales = scales_of(regions.scales),
+      .batch = batch,
+      .classes = classes,
+      .finest = regions.finest(),
+      .out = data_of<T>(out)};
   check_launch(launch_fold(arguments, call.stream), "fold");
   return out;
 }
 
 template <typename T>
-Tensor scale(const Call& call, const Tensor& saved, const Upstream& upstream, at::ScalarType dtype) {
-  Tensor out = at::empty(saved.sizes(), saved.options().dtype(dtype));
+Tensor Stages::scale(const Call& call, const Tensor& saved, const Tensor& upstream, ScalarType dtype) {
+  const Tensor out = empty(saved.sizes(), dtype, saved);
   const ScaleArguments<T> arguments = {
-      saved.data_ptr<T>(), upstream, saved.size(0), saved.size(1) * saved.size(2), out.data_ptr(), dtype_of(dtype)};
+      .saved = data_of<T>(saved),
+      .upstream = upstream_of_loss(&upstream),
+      .batch = saved.size(0),
+      .elements = saved.size(1) * saved.size(2),
+      .out = out.data_ptr(),
+      .dtype = dtype_of(dtype)};
   check_launch(launch_scale(arguments, call.stream), "scale");
   return out;
 }
@@ -267,7 +366,7 @@ UnpoolArguments<T> unpool_arguments(const Tensor& grad, const Tensor& grad_poole
   arguments.map = map_of(grad);
   arguments.access = access_of(arguments.map);
   arguments.scales = scales_of(regions.base);
-  arguments.grad_pooled = grad_pooled.data_ptr<T>();
+  arguments.grad_pooled = data_of<T>(grad_pooled);
   const FeatureMap& map = arguments.map;
   const int64_t pixels = map.height * map.width;
   if (arguments.access == Access::planes) {
@@ -282,13 +381,12 @@ UnpoolArguments<T> unpool_arguments(const Tensor& grad, const Tensor& grad_poole
 
 // The parts of the weight's gradient, where it does not come out of the product in one part and its own dtype.
 template <typename T>
-Tensor add_weight_parts(
-    const Product<T>& product, const Tensor& weights, const at::TensorOptions& options, UnpoolArguments<T>& arguments) {
+Tensor add_weight_parts(const Product<T>& product, const Tensor& weights, UnpoolArguments<T>& arguments) {
   constexpr int64_t kMostBlocks = 1024;
+  const Tensor parts = empty({product.splits, weights.numel()}, scalar_type_of<T>(), weights);
   arguments.splits = product.splits;
   arguments.elements = weights.numel();
-  Tensor parts = at::empty({product.splits, weights.numel()}, options);
-  arguments.partial = parts.data_ptr<T>();
+  arguments.partial = data_of<T>(parts);
   arguments.out = weights.data_ptr();
   arguments.dtype = dtype_of(weights.scalar_type());
   arguments.partial_blocks = std::min(kMostBlocks, ceil_divide(weights.numel(), kThreads));
@@ -298,71 +396,79 @@ Tensor add_weight_parts(
 }  // namespace
 
 template <typename T>
-Tensor unpool(
-    const Call& call, const Tensor& grad_pooled, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype,
-    const Regions& regions) {
-  Tensor features = at::empty_strided(size, stride, grad_pooled.options().dtype(dtype));
+Tensor Stages::unpool(const Call& call, const Tensor& grad_pooled, const Layout& layout, const Regions& regions) {
+  const Tensor features = empty_strided(layout.size, layout.stride, layout.dtype, grad_pooled);
   check_launch(launch_unpool(unpool_arguments<T>(features, grad_pooled, regions), call.stream), "unpool");
   return features;
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> network_backward(
-    const Call& call, const NetworkGradient& gradient, const c10::List<bool>& wanted) {
-  const Tensor& weight = gradient.weight;
-  const auto options = gradient.grad_cells.options();
-  const int64_t rows = gradient.grad_cells.size(0) * gradient.grad_cells.size(1);
+Gradients Stages::network_backward(const Call& call, const NetworkGradient& gradient) {
+  const auto& [grad_cells, upstream, pooled, weight, layout, regions, wanted] = gradient;
+  const int64_t rows = grad_cells.size(0) * grad_cells.size(1);
   const int64_t classes = weight.size(0), channels = weight.size(1);
-  Tensor features = wanted[0] ? at::empty_strided(gradient.size, gradient.stride, options.dtype(gradient.dtype))
-                              : at::empty({0}, options.dtype(gradient.dtype));
-  Tensor weights = wanted[1] ? at::empty({classes, channels}, weight.options()) : at::empty({0}, weight.options());
-  Tensor bias = at::empty({wanted[2] ? classes : 0}, options.dtype(gradient.bias_dtype));
-  Tensor grad_pooled = at::empty({wanted[0] ? rows * channels : 0}, options);
+  const Tensor features = wanted[0] ? empty_strided(layout.size, layout.stride, layout.dtype, grad_cells)
+                                    : empty({0}, layout.dtype, grad_cells);
+  const Tensor weights = wanted[1] ? empty({classes, channels}, weight.scalar_type(), weight)
+                                   : empty({0}, weight.scalar_type(), weight);
+  const Tensor bias = empty({wanted[2] ? classes : 0}, layout.bias_dtype, grad_cells);
+  const Tensor grad_pooled = empty({wanted[0] ? rows * channels : 0}, scalar_type_of<T>(), grad_cells);
 
-  const Matrix grad = {gradient.grad_cells.data_ptr(), kDtype<T>, classes, 1};
+  const Matrix grad = {
+      .data = grad_cells.data_ptr(), .dtype = kDtype<T>, .row_stride = classes, .column_stride = 1};
   ProductArguments<T> products = {};
-  products.upstream = gradient.upstream;
-  products.cells_per_image = gradient.grad_cells.size(1);
+  products.upstream = upstream_of_loss(upstream);
+  products.cells_per_image = grad_cells.size(1);
   if (wanted[0]) {
     Product<T>& product = products.products[products.count++];
     product = product_of<T>(grad, transposed(matrix_of(weight)), rows, channels, classes);
     product.upstream_by_row = true;
-    product.out = grad_pooled.data_ptr<T>();
+    product.out = data_of<T>(grad_pooled);
   }
   if (wanted[1]) {
-    const Matrix pooled = {gradient.pooled.data_ptr(), dtype_of(gradient.pooled.scalar_type()), 1, channels};
-    products.products[products.count++] = product_of<T>(transposed(grad), pooled, classes, channels, rows);
+    const Matrix columns = {
+        .data = pooled.data_ptr(), .dtype = kDtype<T>, .row_stride = 1, .column_stride = channels};
+    products.products[products.count++] = product_of<T>(transposed(grad), columns, classes, channels, rows);
   }
   if (wanted[2]) {
-    products.sums = {grad, rows, classes, bias.data_ptr(), dtype_of(gradient.bias_dtype), ceil_divide(classes, kWarp)};
+    products.sums = {
+        .matrix = grad,
+        .rows = rows,
+        .columns = classes,
+        .out = bias.data_ptr(),
+        .dtype = dtype_of(layout.bias_dtype),
+        .blocks = ceil_divide(classes, kWarp)};
   }
   plan_products(products, {!wanted[0], true}, call.processors);
 
-  UnpoolArguments<T> unpool = unpool_arguments<T>(features, grad_pooled, gradient.regions);
-  Tensor parts;
+  UnpoolArguments<T> unpool = unpool_arguments<T>(features, grad_pooled, regions);
+  Optional parts;
   if (wanted[1]) {
     Product<T>& product = products.products[products.count - 1];
     if (product.splits > 1 || weights.scalar_type() != scalar_type_of<T>()) {
-      parts = add_weight_parts(product, weights, options, unpool);
+      parts = add_weight_parts(product, weights, unpool);
     }
-    product.out = parts.defined() ? parts.data_ptr<T>() : weights.data_ptr<T>();
+    product.out = data_of<T>(parts.has_value() ? *parts : weights);
   }
   check_launch(launch_product(products, call.stream), "product");
   check_launch(launch_unpool(unpool, call.stream), "unpool");
   return {features, weights, bias};
 }
 
-#define ICD_STAGES(T)                                                                                             \
-  template std::vector<Tensor> pool<T>(const Call&, const std::vector<Network>&, const Tensor&);                  \
-  template Projections project<T>(const Call&, const std::vector<Network>&, const std::vector<Tensor>&);          \
-  template Tensor region_rows<T>(const Call&, const Network&, const LogitSource&);                                \
-  template void gram<T>(const Call&, const GramInputs&, const Upstream&, const Tensor&, GramOutputs&);            \
-  template Tensor fold<T>(const Call&, const Tensor&, const Regions&);                                            \
-  template Tensor scale<T>(const Call&, const Tensor&, const Upstream&, at::ScalarType);                          \
-  template Tensor unpool<T>(                                                                                      \
-      const Call&, const Tensor&, at::IntArrayRef, at::IntArrayRef, at::ScalarType, const Regions&);              \
-  template std::tuple<Tensor, Tensor, Tensor> network_backward<T>(                                                \
-      const Call&, const NetworkGradient&, const c10::List<bool>&);
+#define ICD_STAGES(T)                                                                                              \
+  template std::vector<Tensor> Stages::pool<T>(const Call&, const std::vector<Network>&);                          \
+  template Stages::Logits<T> Stages::project<T>(                                                                   \
+      const Call&, const std::vector<Network>&, const std::vector<Tensor>&);                                       \
+  template Stages::Logits<T> Stages::given<T>(const Call&, const Tensor&, const Tensor&);                          \
+  template Tensor Stages::region_rows<T>(const Call&, const Network&, const Logits<T>&);                           \
+  template LossState Stages::gram<T>(                                                                              \
+      const Call&, const Logits<T>&, const GramOptions&, const Regions&, bool);                                    \
+  template Tensor Stages::gram_backward<T>(                                                                        \
+      const Call&, const Tensor&, const Tensor&, const GramOptions&, const Regions&);                              \
+  template Tensor Stages::fold<T>(const Call&, const Tensor&, const Regions&);                                     \
+  template Tensor Stages::scale<T>(const Call&, const Tensor&, const Tensor&, ScalarType);                         \
+  template Tensor Stages::unpool<T>(const Call&, const Tensor&, const Layout&, const Regions&);                    \
+  template Gradients Stages::network_backward<T>(const Call&, const NetworkGradient&);
 
 ICD_STAGES(float)
 ICD_STAGES(double)

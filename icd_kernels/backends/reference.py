@@ -75,6 +75,9 @@ def _normalized(logits: Tensor, normalize: str) -> Tensor:
     if normalize == "zscore":
         deviation = logits.std(dim=1, correction=0, keepdim=True).clamp_min(NORM_FLOOR)
         return (logits - logits.mean(dim=1, keepdim=True)) / deviation
+    if normalize == "center":
+        return logits - logits.mean(dim=1, keepdim=True)
+    assert normalize == "none", normalize
     return logits
 
 

@@ -21,6 +21,8 @@ from binary import Binary, read
 from compiling import TARGETS, Launch, amd_spills, launches_of, timed
 
 from icd_kernels.backends.triton import backward, gram_kl, icd_loss, region_features, region_logits
+from icd_kernels.options import Options
+from icd_kernels.problem import lower
 
 SCALES = (1, 2, 4)
 WEIGHTS = (1 / 6, 2 / 6, 3 / 6)
@@ -83,8 +85,10 @@ class Configuration:
         student, student_head = self._network(work, work.student, dtype)
         teacher, teacher_head = self._network(work, work.teacher, dtype)
         bias = student_head.new_empty(work.classes)
-        rest: Any = (gram, pyramid, normalize, 4.0, self.reduction)
-        options: Any = (SCALES, WEIGHTS, *rest)
+        named = Options(SCALES, WEIGHTS, gram, pyramid, normalize, 4.0, self.reduction)
+        problem = lower(named, work.classes, student.shape, teacher.shape)
+        options: Any = problem.options
+        finest = problem.student_finest
         layout: Any = (student.shape, student.stride(), dtype, dtype)
         every: Any = (True, True, True)
 
@@ -96,14 +100,13 @@ class Configuration:
         pooled_cells: Any = region_features.region_features
         scattered: Any = region_features.region_features_backward
 
-        loss(student, student_head, bias, teacher, teacher_head, bias, *options, False, False)
-        result = loss(student, student_head, bias, teacher, teacher_head, bias, *options, True, True)
-        loss_backward(result[0], *result[1:], student_head, *layout, *options, every)
-        logits, pooled = regions(student, student_head, bias, SCALES, pyramid, True)
-        regions_backward(logits, pooled, student_head, *layout, SCALES, pyramid, every)
-        without: Any = (SCALES, WEIGHTS, gram, *rest[2:])
-        value, saved = kl(logits, logits, *without, True)
-        gram_kl.gram_kl_backward(value, saved, dtype, *without)
+        loss(student, student_head, bias, teacher, teacher_head, bias, *options, *problem[1:], False, False)
+        result = loss(student, student_head, bias, teacher, teacher_head, bias, *options, *problem[1:], True, True)
+        loss_backward(result[0], *result[1:], student_head, *layout, *options, finest, every)
+        logits, pooled = regions(student, student_head, bias, SCALES, finest, True)
+        regions_backward(logits, pooled, student_head, *layout, SCALES, finest, every)
+        value, saved = kl(logits, logits, *options, True)
+        gram_kl.gram_kl_backward(value, saved, dtype, *options)
         scattered(pooled_cells(student, SCALES), *layout[:3], SCALES)
 
     def _network(self, work: Workload, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Any]:

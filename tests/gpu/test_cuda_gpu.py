@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from icd_kernels import gram_kl, region_features
 from icd_kernels.backends import linear_reference
 from icd_kernels.backends.cuda import CUDA
-from icd_kernels.operators import SCHEMAS
 from icd_kernels.options import make_options
+from icd_kernels.problem import lower
 
 pytestmark = [
     pytest.mark.gpu,
@@ -170,14 +170,13 @@ class TestRealShapes:
 
     def test_opcheck(self, form: str) -> None:
         tensors = on_gpu(replace(real_case(form), batch=3))
-        options = make_options(**FORMS[form])
-        assert len(SCHEMAS) == 6
-        torch.library.opcheck(torch.ops.icd_kernels.icd_loss.default, (*tensors, *options, True, True))
-        gram_options = [value for name, value in options._asdict().items() if name != "pyramid"]
-        logits = [torch.randn(3, 7, 21, device="cuda") for _ in range(2)]
-        torch.library.opcheck(torch.ops.icd_kernels.gram_kl.default, (*logits, *gram_options, True))
-        network = tensors[:3]
-        torch.library.opcheck(torch.ops.icd_kernels.region_logits.default, (*network, (1, 2, 4), "adaptive", True))
+        maps = (tensors.student_features, tensors.teacher_features)
+        problem = lower(make_options(**FORMS[form]), tensors.student_weight.shape[0], *(each.shape for each in maps))
+        operators, options = torch.ops.icd_kernels, problem.options
+        torch.library.opcheck(operators.icd_loss.default, (*tensors, *options, *problem[1:], True, True))
+        logits = [torch.randn(3, tensors.student_weight.shape[0], 21, device="cuda") for _ in range(2)]
+        torch.library.opcheck(operators.gram_kl.default, (*logits, *options, True))
+        torch.library.opcheck(operators.region_logits.default, (*tensors[:3], (1, 2, 4), 0, True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

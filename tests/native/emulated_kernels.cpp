@@ -44,7 +44,7 @@ int launch_rows(const RowsArguments<T>& arguments, Stream) {
 
 template <typename T>
 int launch_gram(const GramArguments<T>& arguments, Stream) {
-  if (arguments.form == Form::class_) {
+  if (arguments.gram == Gram::class_) {
     return run<GramShared<T, 0>>(arguments, [&](auto& shared) { gram_block<T, 0>(arguments, shared); });
   }
   if (arguments.tile == 16) {

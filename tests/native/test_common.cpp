@@ -118,21 +118,19 @@ void kl_terms() {
 }
 
 // Σ_k weight_k h_k as a function of z, h normalised
-Wide objective(icd::Normalize mode, const std::vector<Wide>& z, const std::vector<Wide>& weights) {
+Wide objective(const icd::Normalization& by, const std::vector<Wide>& z, const std::vector<Wide>& weights) {
   const auto count = static_cast<Wide>(z.size());
   Wide mean = 0, square = 0, sum = 0;
-  if (mode == icd::Normalize::zscore) {
-    for (const Wide value : z) mean += value / count;
-  }
+  for (const Wide value : z) mean += by.centre * value / count;
   for (const Wide value : z) square += (value - mean) * (value - mean);
-  const Wide statistic = std::sqrt(mode == icd::Normalize::l2 ? square : square / count);
+  const Wide statistic = by.spread == 0 ? 1 : by.spread * std::sqrt(square);
   for (size_t k = 0; k < z.size(); ++k) {
     sum += weights[k] * (z[k] - mean) / icd::floor_statistic(static_cast<double>(statistic));
   }
   return sum;
 }
 
-void normalize_derivatives(const char* name, icd::Normalize mode, double scale) {
+void normalize_derivatives(const char* name, const icd::Normalization& by, double scale) {
   std::mt19937_64 generator(3);
   std::normal_distribution<double> normal;
   std::vector<Wide> z, weights;
@@ -142,23 +140,22 @@ void normalize_derivatives(const char* name, icd::Normalize mode, double scale) 
   }
   const double count = 7;
   double mean = 0, square = 0, mean_dh = 0, inner = 0;
-  for (const Wide value : z) mean += mode == icd::Normalize::zscore ? static_cast<double>(value) / count : 0;
+  for (const Wide value : z) mean += by.centre * static_cast<double>(value) / count;
   for (const Wide value : z) square += (static_cast<double>(value) - mean) * (static_cast<double>(value) - mean);
-  const double statistic = std::sqrt(mode == icd::Normalize::l2 ? square : square / count);
+  const double statistic = by.spread == 0 ? 1 : by.spread * std::sqrt(square);
   std::vector<double> h;
   for (size_t k = 0; k < z.size(); ++k) {
     h.push_back((static_cast<double>(z[k]) - mean) / icd::floor_statistic(statistic));
-    const double share = mode == icd::Normalize::zscore ? 1 / count : 1;
-    mean_dh += mode == icd::Normalize::zscore ? static_cast<double>(weights[k]) / count : 0;
-    inner += share * static_cast<double>(weights[k]) * h[k];
+    mean_dh += by.centre * static_cast<double>(weights[k]) / count;
+    inner += by.spread * by.spread * static_cast<double>(weights[k]) * h[k];
   }
   Wide worst = 0;
   for (size_t k = 0; k < z.size(); ++k) {
     const Wide step = 1e-5L * scale, before = z[k];
     z[k] = before + step;
-    Wide difference = objective(mode, z, weights);
+    Wide difference = objective(by, z, weights);
     z[k] = before - step;
-    difference = (difference - objective(mode, z, weights)) / (2 * step);
+    difference = (difference - objective(by, z, weights)) / (2 * step);
     z[k] = before;
     const double got = icd::normalize_derivative(static_cast<double>(weights[k]), h[k], mean_dh, inner, statistic);
     worst = std::max(worst, std::fabs(got - difference) / std::max<Wide>(std::fabs(difference), 1 / scale));
@@ -281,10 +278,12 @@ int main() {
   divergences<float>("float32 KL of rows 0.001 apart, relative error", 1e-3, 1e-3L);
   divergences<double>("float64 KL of rows 0.001 apart, relative error", 1e-3, 1e-10L);
   divergences<double>("float64 KL of rows 1e-5 apart, relative error", 1e-5, 1e-6L);
-  normalize_derivatives("l2 derivative, relative error", icd::Normalize::l2, 1);
-  normalize_derivatives("zscore derivative, relative error", icd::Normalize::zscore, 1);
-  normalize_derivatives("l2 derivative below the floor, relative error", icd::Normalize::l2, 1e-14);
-  normalize_derivatives("zscore derivative below the floor, relative error", icd::Normalize::zscore, 1e-14);
+  const icd::Normalization l2 = {.centre = 0, .spread = 1}, zscore = {.centre = 1, .spread = 1 / std::sqrt(7.0)};
+  normalize_derivatives("l2 derivative, relative error", l2, 1);
+  normalize_derivatives("zscore derivative, relative error", zscore, 1);
+  normalize_derivatives("center derivative, relative error", {.centre = 1, .spread = 0}, 1);
+  normalize_derivatives("l2 derivative below the floor, relative error", l2, 1e-14);
+  normalize_derivatives("zscore derivative below the floor, relative error", zscore, 1e-14);
   chebyshev_counts();
   class_rows();
   windows();

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from benchmarks import stub_driver
 from icd_kernels.backends.triton import launch
+from icd_kernels.problem import CLASS, MEAN, NONE, SPATIAL, GramOptions
 
 LAUNCHES: list[tuple[Any, tuple[Any, ...]]] = []
 stub_driver.install(lambda source, args: LAUNCHES.append((source, args)))
 OPERATORS = torch.ops.icd_kernels_triton
+RELEASED = GramOptions((1, 2), (0.5, 0.5), SPATIAL, (0.0, 1.0), 2.0, MEAN)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def tensor(*shape: int, misaligned: bool = False, dtype: torch.dtype = torch.flo
 
 def scaled(saved: Tensor, upstream: Tensor) -> Any:
     """What was compiled for the launch of gram_kl_backward."""
-    options = ((1, 2), (0.5, 0.5), "class", "none", 1.0, "none" if upstream.ndim else "mean")
+    options = GramOptions((1, 2), (0.5, 0.125), CLASS, (0.0, 0.0), 1.0, NONE if upstream.ndim else MEAN)
     OPERATORS.gram_kl_backward(upstream, saved, saved.dtype, *options)
     return LAUNCHES[-1][0]
 
@@ -80,10 +82,9 @@ def test_the_second_launch_is_the_first() -> None:
 def test_tensors_that_were_one_may_be_two_the_next_time() -> None:
     """As where a student begins as its teacher: what is remembered must not be that they are one."""
     features, weight = tensor(2, 16, 4, 4), tensor(5, 16)
-    options = ((1, 2), (0.5, 0.5), "spatial", "nested", "l2", 2.0, "mean")
     with expected() as made:
         for teacher in (features, tensor(2, 16, 4, 4)):
-            OPERATORS.icd_loss(features, weight, None, teacher, weight, None, *options, True, True)
+            OPERATORS.icd_loss(features, weight, None, teacher, weight, None, *RELEASED, 2, 2, True, True)
     assert [shown(args) for _, args in LAUNCHES] == made
     assert made[1][1][0] not in (made[0][1][0], made[1][0][0])
 
@@ -115,14 +116,13 @@ def test_another_dtype_has_a_kernel_of_its_own() -> None:
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_whole_step_repeats_itself(with_bias: bool) -> None:
     """Forward and backward: one launch each, with the same sizes, strides, constants and kinds of tensors."""
-    options = ((1, 2), (0.5, 0.5), "spatial", "nested", "l2", 2.0, "mean")
     bias = tensor(5) if with_bias else None
 
     def step() -> None:
         student = (tensor(2, 16, 4, 4), tensor(5, 16), bias)
-        loss, saved, pooled = OPERATORS.icd_loss(*student, *student, *options, True, True)
+        loss, saved, pooled = OPERATORS.icd_loss(*student, *student, *RELEASED, 2, 2, True, True)
         layout = (student[0].shape, student[0].stride(), torch.float32, torch.float32)
-        OPERATORS.icd_loss_backward(loss, saved, pooled, student[1], *layout, *options, (True, True, with_bias))
+        OPERATORS.icd_loss_backward(loss, saved, pooled, student[1], *layout, *RELEASED, 2, (True, True, with_bias))
 
     with expected() as made:
         step()

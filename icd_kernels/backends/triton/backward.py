@@ -34,8 +34,8 @@ from icd_kernels.backends.triton.scattering import scatter_task
 from icd_kernels.backends.triton.structs import Backward, NetworkConstants
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.backends.triton.weight_gradient import weight_task, weight_tasks
-from icd_kernels.geometry import base_scales, cell_count, is_folded
-from icd_kernels.operators import keeps_logits
+from icd_kernels.geometry import base_scales, cell_count
+from icd_kernels.problem import GramOptions
 
 
 @triton.jit(do_not_specialize=["batch", "group_images", "splits"])
@@ -80,26 +80,18 @@ def icd_loss_backward(
     stride: Sequence[int],
     dtype: torch.dtype,
     bias_dtype: torch.dtype,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    pyramid: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-    wanted: Sequence[bool],
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator icd_loss_backward (icd_kernels/operators.py)."""
-    batch, _, height, width = size
+    options, (finest, wanted) = GramOptions(*numbers[:-2]), numbers[-2:]
+    batch, base = size[0], base_scales(options.scales, finest)
     upstream: Tensor | None = grad_loss
-    if keeps_logits(gram, reduction) and batch > 0:
-        finest = max(scales) if is_folded(scales, pyramid, height, width) else 0
-        cells = cell_count(base_scales(scales, pyramid, height, width))
+    if options.keeps_logits and batch > 0:
         classes = weight.shape[0]
-        gradient = saved.new_empty((batch, cells, pitch_of(classes) if finest else classes))
-        backward_of_rows(grad_loss, saved, gradient, finest, scales, scale_weights, normalize, temperature)
+        gradient = saved.new_empty((batch, cell_count(base), pitch_of(classes) if finest else classes))
+        backward_of_rows(grad_loss, saved, gradient, finest, options)
         saved, upstream = gradient, None
-    return _gradients(saved, upstream, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+    return _gradients(saved, upstream, pooled, weight, size, stride, dtype, bias_dtype, base, wanted)
 
 
 def region_logits_backward(
@@ -111,18 +103,18 @@ def region_logits_backward(
     dtype: torch.dtype,
     bias_dtype: torch.dtype,
     scales: Sequence[int],
-    pyramid: str,
+    finest: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator region_logits_backward (icd_kernels/operators.py)."""
-    batch, _, height, width = size
+    batch, base = size[0], base_scales(scales, finest)
     gradient = grad_logits.transpose(1, 2)  # [B, N, K]
-    if is_folded(scales, pyramid, height, width) and batch > 0:
-        folded = gradient.new_empty((batch, max(scales) ** 2, pitch_of(gradient.shape[2])))
-        launch = _fold_launch(layout(gradient), tuple(scales))
+    if finest and batch > 0:
+        folded = gradient.new_empty((batch, finest * finest, pitch_of(gradient.shape[2])))
+        launch = _fold_launch(layout(gradient), tuple(scales), finest)
         launch(gradient.device, partial(_fold_arguments, folded), (gradient,), (folded,))
         gradient = folded
-    return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, pyramid, wanted)
+    return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, base, wanted)
 
 
 def _fold_arguments(folded: Tensor, gradient: Tensor) -> tuple[Any, ...]:
@@ -130,10 +122,10 @@ def _fold_arguments(folded: Tensor, gradient: Tensor) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _fold_launch(gradient: Layout, scales: tuple[int, ...]) -> Launch:
+def _fold_launch(gradient: Layout, scales: tuple[int, ...], finest: int) -> Launch:
     return Launch(
         fold_kernel, gradient.shape[0], ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=scales, FIRSTS=firsts(scales),
-        FINEST=max(scales), ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
+        FINEST=finest, ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
     )  # fmt: skip
 
 
@@ -157,8 +149,7 @@ def _gradients(
     stride: Sequence[int],
     dtype: torch.dtype,
     bias_dtype: torch.dtype,
-    scales: Sequence[int],
-    pyramid: str,
+    base: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by features, weight and bias from dl/dz (B, base cells, K, or its pitch with zeros behind) of any
@@ -174,7 +165,7 @@ def _gradients(
     if size[0] == 0:
         return outputs[0], outputs[1].zero_(), outputs[2].zero_()
     plan = plan_backward(
-        layouts((gradient, upstream, weight)), (tuple(size), tuple(stride), dtype), bias_dtype, tuple(scales), pyramid,
+        layouts((gradient, upstream, weight)), (tuple(size), tuple(stride), dtype), bias_dtype, tuple(base),
         tuple(wanted), precision(gradient.dtype),
     )  # fmt: skip
     space = gradient.new_empty(sum(plan.spaces))
@@ -216,8 +207,7 @@ def plan_backward(
     tensors: Layouts,
     outputs: Any,
     bias_dtype: torch.dtype,
-    scales: tuple[int, ...],
-    pyramid: str,
+    base: tuple[int, ...],
     wanted: tuple[bool, bool, bool],
     products: str,
 ) -> _Plan:
@@ -227,7 +217,7 @@ def plan_backward(
     by_features, by_weight, by_bias = wanted
     classes, channels = weight.shape
     batch = features.shape[0]
-    constants = backward_constants(gradient, features, scales, pyramid, products)
+    constants = backward_constants(gradient, features, base, products)
     group_images = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
     group_tiles = ceil_div(group_images * constants.CELLS, constants.ROW_BLOCK)
     blocks = ceil_div(channels, constants.CLASS_BLOCK)
@@ -257,12 +247,9 @@ def plan_backward(
     )
 
 
-def backward_constants(
-    gradient: Layout, features: Layout, scales: tuple[int, ...], pyramid: str, products: str
-) -> NetworkConstants:
+def backward_constants(gradient: Layout, features: Layout, base: tuple[int, ...], products: str) -> NetworkConstants:
     """What the kernel is compiled for."""
     _, channels, height, width = features.shape
-    base = base_scales(scales, pyramid, height, width)
     cells = cell_count(base)
     row_block, class_block, depth_block = configs.backward_blocks(gradient.dtype, products)
     return NetworkConstants(

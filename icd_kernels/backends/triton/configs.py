@@ -30,6 +30,8 @@ from collections.abc import Sequence
 import torch
 import triton
 
+from icd_kernels.problem import CLASS, SAMPLE
+
 WARPS = 4
 STAGES = 3
 MOST_REGISTERS = 255
@@ -58,14 +60,14 @@ def autotunes() -> bool:
     return os.environ.get(AUTOTUNE_VARIABLE) == "1"
 
 
-def registers(gram: str, classes: int, dtype: torch.dtype) -> int:
+def registers(gram: int, classes: int, dtype: torch.dtype) -> int:
     """Registers per thread of the whole loss: with 168, three programs share a multiprocessor of 65,536.
 
     Sample, float64 and class sums linear in K would spill: they have 255, and are told so, since the assembler by
     itself takes fewer and spills.
     """
-    is_linear = gram == "class" and class_sum(classes) != "exact"
-    return MOST_REGISTERS if is_linear or gram == "sample" or dtype == torch.float64 else 168
+    is_linear = gram == CLASS and class_sum(classes) != "exact"
+    return MOST_REGISTERS if is_linear or gram == SAMPLE or dtype == torch.float64 else 168
 
 
 def backward_registers(dtype: torch.dtype) -> int | None:

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from icd_kernels.backends.triton.fold import fold_gradient
+from icd_kernels.backends.triton.forms import MEAN, SAMPLE
 from icd_kernels.backends.triton.logits import assemble_rows
 from icd_kernels.backends.triton.structs import GROUPS
 from icd_kernels.backends.triton.tasks import arrive
@@ -32,7 +33,7 @@ def normalize_cell(
 @triton.jit
 def image_group(batch, FORM: tl.constexpr):
     """Images that share a counter, and that one program sums up and folds: whole blocks of rows for sample."""
-    block: tl.constexpr = FORM.PAIR_BLOCK if FORM.GRAM == "sample" else 1
+    block: tl.constexpr = FORM.PAIR_BLOCK if FORM.GRAM == SAMPLE else 1
     return block * tl.cdiv(tl.cdiv(batch, block), MOST_GROUPS)
 
 
@@ -61,7 +62,7 @@ def finish_images(image, units, block, work, counters, batch, wants_gradient, FO
 def factor_of(weight, batch, FORM: tl.constexpr):
     """What every gradient of a Gram matrix is multiplied by: its weight, over the batch for the mean."""
     factor = weight
-    if FORM.REDUCTION == "mean":
+    if FORM.REDUCTION == MEAN:
         factor = weight / batch
     return factor
 

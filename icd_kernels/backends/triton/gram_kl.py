@@ -20,6 +20,7 @@ from icd_kernels.backends.triton.plan import (
     ceil_div,
     gram_precision,
     layout,
+    loss_of_nothing,
     pitch_of,
     plan_gram,
     precision,
@@ -28,7 +29,7 @@ from icd_kernels.backends.triton.plan import (
 from icd_kernels.backends.triton.structs import Logits, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
-from icd_kernels.operators import keeps_logits
+from icd_kernels.problem import NONE, SPATIAL, GramOptions
 
 SCALE_BLOCK = 1024
 
@@ -67,51 +68,33 @@ def scale_kernel(p_out, p_gradient, p_upstream, stride_upstream, image_size, BLO
     store(p_out + image.to(tl.int64) * image_size + o_image, b_gradient, o_image < image_size)
 
 
-def gram_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-    save_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def gram_kl(student_logits: Tensor, teacher_logits: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     """The operator gram_kl (icd_kernels/operators.py)."""
+    options, save_gradient = GramOptions(*numbers[:-1]), numbers[-1]
     dtype = compute_dtype(student_logits, teacher_logits)
     batch, classes, cells = student_logits.shape
-    loss = student_logits.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
-    keeps = keeps_logits(gram, reduction) and save_gradient
+    loss = student_logits.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
+    keeps = options.keeps_logits and save_gradient
     saved = loss.new_empty(((2,) if keeps else ()) + (batch, cells, classes) if save_gradient else (0,))
     if batch == 0:
-        return loss.fill_(float("nan") if reduction == "mean" else 0.0), saved
+        return loss.fill_(loss_of_nothing(options)), saved
     run_gram(
-        student_logits.transpose(1, 2), teacher_logits.transpose(1, 2), loss, scales, scale_weights, gram, normalize,
-        temperature, reduction, gradient=saved if save_gradient and not keeps else None, raw=saved if keeps else None,
+        student_logits.transpose(1, 2), teacher_logits.transpose(1, 2), loss, options,
+        gradient=saved if save_gradient and not keeps else None, raw=saved if keeps else None,
     )  # fmt: skip
     return loss, saved
 
 
-def gram_kl_backward(
-    grad_loss: Tensor,
-    saved: Tensor,
-    dtype: torch.dtype,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-) -> Tensor:
+def gram_kl_backward(grad_loss: Tensor, saved: Tensor, dtype: torch.dtype, *numbers: Any) -> Tensor:
     """The operator gram_kl_backward (icd_kernels/operators.py)."""
+    options = GramOptions(*numbers)
     batch, cells, classes = saved.shape[-3:]
     gradient = saved.new_empty((batch, cells, classes), dtype=dtype)
     if batch == 0:
         return gradient.transpose(1, 2)
-    if keeps_logits(gram, reduction):
+    if options.keeps_logits:
         exact = gradient if dtype == saved.dtype else saved.new_empty(gradient.shape)
-        backward_of_rows(grad_loss, saved, exact, 0, scales, scale_weights, normalize, temperature)
+        backward_of_rows(grad_loss, saved, exact, 0, options)
         if exact is not gradient:
             _scale(gradient, exact, None)
     else:
@@ -142,32 +125,21 @@ def backward_of_rows(
     saved: Tensor,
     gradient: Tensor,
     finest: int,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    normalize: str,
-    temperature: float,
+    options: GramOptions,
 ) -> None:
     """dl/dz of sample with reduction "none", which mixes the images' upstream gradients, from the kept logits.
 
     Writes (B, cells, K): every cell; or where `finest` is not 0 (B, finest², pitch), the others folded onto that grid.
     """
     loss = saved.new_empty(saved.shape[1])
-    run_gram(
-        saved[0], saved[1], loss, scales, scale_weights, "sample", normalize, temperature, "none", gradient=gradient,
-        upstream=grad_loss, finest=finest,
-    )  # fmt: skip
+    run_gram(saved[0], saved[1], loss, options, gradient=gradient, upstream=grad_loss, finest=finest)
 
 
 def run_gram(
     student: Tensor,
     teacher: Tensor,
     loss: Tensor,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
+    options: GramOptions,
     *,
     gradient: Tensor | None = None,
     raw: Tensor | None = None,
@@ -177,8 +149,7 @@ def run_gram(
     """Launches the Gram stage on logits (B, N, K) of any strides, writing to `loss`, `gradient` and `raw`."""
     plan, sizes, launch = _plan(
         *map(layout, (student, teacher, raw, upstream)), loss.device, loss.dtype, precision(loss.dtype),
-        configs.class_sum(student.shape[2]), tuple(scales), tuple(scale_weights), gram, normalize, reduction,
-        gradient is not None, finest,
+        configs.class_sum(student.shape[2]), options.without_temperature(), gradient is not None, finest,
     )  # fmt: skip
     space = loss.new_empty(sum(sizes))
     nodes = loss.new_empty(plan.nodes_size, dtype=torch.float64)
@@ -197,7 +168,7 @@ def run_gram(
 
     allocated = (loss, space, nodes, slot.table, *(() if raw is None else (raw,)))
     given = (student, teacher, gradient, upstream)
-    launch(loss.device, arguments, given, allocated, slot.stream, (temperature,))
+    launch(loss.device, arguments, given, allocated, slot.stream, (options.temperature,))
 
 
 class _Outputs(NamedTuple):
@@ -245,26 +216,22 @@ def _plan(
     dtype: torch.dtype,
     products: str,
     class_sum: str,
-    scales: tuple[int, ...],
-    scale_weights: tuple[float, ...],
-    gram: str,
-    normalize: str,
-    reduction: str,
+    options: GramOptions,
     gradient: bool,
     finest: int,
 ) -> tuple[GramPlan, tuple[int, ...], Launch]:
     """The Gram stage, its workspace and its launch."""
     batch, cells, classes = student.shape
     plan = plan_gram(
-        batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient, finest,
-        gram_precision(products), 0, 0, class_sum, configs.double_cost(device),
+        batch, classes, dtype, options, gradient, finest, gram_precision(products), 0, 0, class_sum,
+        configs.double_cost(device),
     )  # fmt: skip
     image = batch * cells * pitch_of(classes)
     sizes = spaces(
-        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
+        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if options.reduction == NONE else batch,
         image if finest else 0,
     )  # fmt: skip
-    registers = None if gram == "spatial" else configs.registers(gram, classes, dtype)
+    registers = None if options.gram == SPATIAL else configs.registers(options.gram, classes, dtype)
     return plan, sizes, Launch(gram_kl_kernel, plan.tasks, registers=registers, FORM=plan.form, SLOT=counter_slots.SLOT)
 
 

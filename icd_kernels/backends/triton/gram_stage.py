@@ -15,6 +15,7 @@ import triton.language as tl
 from icd_kernels.backends.triton.cells import scale_of_cell
 from icd_kernels.backends.triton.class_gram import class_gram
 from icd_kernels.backends.triton.finish import factor_of, finish_images, normalize_cell, zero
+from icd_kernels.backends.triton.forms import CLASS, MEAN, NONE, SAMPLE, SPATIAL
 from icd_kernels.backends.triton.logits import unnormalize_gradient_rows, wait_for_logits
 from icd_kernels.backends.triton.sample_task import sample_task
 from icd_kernels.backends.triton.spatial_task import spatial_task
@@ -27,11 +28,11 @@ def gram_task(
 ):  # fmt: skip
     """Task number `task` of the stage."""
     tau = (tl.full((), 0.0, tl.float64) + temperature).to(FORM.ACC)
-    if FORM.GRAM == "class":
+    if FORM.GRAM == CLASS:
         _class_task(
             task, student, teacher, student_division, teacher_division, work, counters, batch, tau, wants_gradient, FORM
         )
-    elif FORM.GRAM == "spatial":
+    elif FORM.GRAM == SPATIAL:
         spatial_task(
             task, student, teacher, student_division, teacher_division, work, counters, batch, tau, wants_gradient, FORM
         )
@@ -44,7 +45,7 @@ def gram_task(
 @triton.jit
 def gram_tasks(batch, wants_gradient, FORM: tl.constexpr):
     """How many tasks the stage has."""
-    if FORM.GRAM == "sample":
+    if FORM.GRAM == SAMPLE:
         blocks = tl.cdiv(batch, FORM.PAIR_BLOCK)
         count = FORM.CELLS * (batch + blocks * (1 + wants_gradient))
     else:
@@ -55,13 +56,13 @@ def gram_tasks(batch, wants_gradient, FORM: tl.constexpr):
 @triton.jit
 def reduce_losses(work, batch, FORM: tl.constexpr):
     """The loss of the batch from those of its images; for the last program of a launch."""
-    if FORM.REDUCTION != "none":
+    if FORM.REDUCTION != NONE:
         total = tl.zeros((FORM.VECTOR_BLOCK,), FORM.ACC)
         for start in range(0, batch, FORM.VECTOR_BLOCK):
             o_images = start + tl.arange(0, FORM.VECTOR_BLOCK)
             total += tl.load(work.p_image_loss + o_images, mask=o_images < batch, other=0.0)
         loss = tl.sum(total)
-        if FORM.REDUCTION == "mean":
+        if FORM.REDUCTION == MEAN:
             loss = loss / batch
         tl.store(work.p_loss, loss)
 

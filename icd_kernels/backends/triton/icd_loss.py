@@ -20,6 +20,7 @@ from icd_kernels.backends.triton.plan import (
     class_sum_of,
     gram_precision,
     layouts,
+    loss_of_nothing,
     pitch_of,
     plan_gram,
     plan_network,
@@ -31,7 +32,7 @@ from icd_kernels.backends.triton.projection import divided, project_task
 from icd_kernels.backends.triton.structs import Counters, Work
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
-from icd_kernels.operators import keeps_logits
+from icd_kernels.problem import NONE, GramOptions
 
 # They follow from the batch: compiled for one of them, a kernel would be compiled again for an epoch's last batch.
 BATCH_NUMBERS = ["batch", "student_group", "student_splits", "teacher_group", "teacher_splits", "wants_gradient"]
@@ -118,31 +119,27 @@ def plan_icd_loss(
     dtype: torch.dtype,
     products: str,
     class_sum: str,
-    scales: tuple[int, ...],
-    scale_weights: tuple[float, ...],
-    gram: str,
-    pyramid: str,
-    normalize: str,
-    reduction: str,
+    options: GramOptions,
+    student_finest: int,
+    teacher_finest: int,
     save_gradient: bool,
     save_pooled: bool,
 ) -> _Plan:
     batch, classes = student_layouts[0][0][0], student_layouts[1][0][0]
-    student = plan_network(student_layouts, dtype, products, scales, pyramid)
-    teacher = plan_network(teacher_layouts, dtype, products, scales, pyramid)
-    keeps = keeps_logits(gram, reduction) and save_gradient
+    student = plan_network(student_layouts, dtype, products, options.scales, student_finest)
+    teacher = plan_network(teacher_layouts, dtype, products, options.scales, teacher_finest)
+    keeps = options.keeps_logits and save_gradient
     gradient = save_gradient and not keeps
     plan = plan_gram(
-        batch, classes, dtype, scales, scale_weights, gram, normalize, reduction, gradient,
-        0 if keeps_logits(gram, reduction) else student.finest, gram_precision(products), student.finest,
-        teacher.finest, class_sum, configs.double_cost(device),
+        batch, classes, dtype, options, gradient, 0 if options.keeps_logits else student_finest,
+        gram_precision(products), student_finest, teacher_finest, class_sum, configs.double_cost(device),
     )  # fmt: skip
     cells, base, pitch = plan.form.CELLS, student.constants.CELLS, pitch_of(classes)
     saved_shape = (2, batch, cells, classes) if keeps else (batch, base, pitch)
     image = batch * cells * pitch
     sizes = spaces(
         teacher.pooled_size, 0 if save_pooled else student.pooled_size, teacher.logits_size, student.logits_size,
-        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if reduction == "none" else batch,
+        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if options.reduction == NONE else batch,
         image if plan.form.FINEST > 0 and gradient else 0,
     )  # fmt: skip
     return _Plan(
@@ -158,7 +155,7 @@ def plan_icd_loss(
         launch=Launch(
             icd_loss_kernel,
             teacher.tasks + student.tasks + plan.tasks,
-            registers=configs.registers(gram, classes, dtype),
+            registers=configs.registers(options.gram, classes, dtype),
             STUDENT=student.constants,
             TEACHER=teacher.constants,
             FORM=plan.form,
@@ -174,28 +171,21 @@ def icd_loss(
     teacher_features: Tensor,
     teacher_weight: Tensor,
     teacher_bias: Tensor | None,
-    scales: Sequence[int],
-    scale_weights: Sequence[float],
-    gram: str,
-    pyramid: str,
-    normalize: str,
-    temperature: float,
-    reduction: str,
-    save_gradient: bool,
-    save_pooled: bool,
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator icd_loss (icd_kernels/operators.py): loss, and dl/dz (or logits) and pooled features to save."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
     dtype, device = compute_dtype(*tensors), student_features.device
+    options, rest = GramOptions(*numbers[:6]), numbers[6:]  # rest: both finest grids, save_gradient, save_pooled
     plan = plan_icd_loss(
-        layouts(tensors[:3]), layouts(tensors[3:]), device, dtype, precision(dtype), class_sum_of(gram, student_weight),
-        tuple(scales), tuple(scale_weights), gram, pyramid, normalize, reduction, save_gradient, save_pooled,
+        layouts(tensors[:3]), layouts(tensors[3:]), device, dtype, precision(dtype),
+        class_sum_of(options.gram, student_weight.shape[0]), options.without_temperature(), *rest,
     )  # fmt: skip
     batch = student_features.shape[0]
-    loss = student_features.new_empty((batch,) if reduction == "none" else (), dtype=dtype)
+    loss = student_features.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
     saved, pooled = loss.new_empty(plan.saved_shape), loss.new_empty(plan.pooled_shape)
     if batch == 0:
-        return (loss.fill_(float("nan") if reduction == "mean" else 0.0), saved, pooled)
+        return (loss.fill_(loss_of_nothing(options)), saved, pooled)
     space = loss.new_empty(plan.space)
     nodes = loss.new_empty(plan.gram.nodes_size, dtype=torch.float64) if plan.gram.nodes_size else loss
     slot = counter_slots.counters_for(device)
@@ -204,7 +194,7 @@ def icd_loss(
         return _arguments(plan, networks, space, nodes, loss, saved, pooled, slot.counters)
 
     plan.launch(
-        device, arguments, tensors, (loss, saved, pooled, space, nodes, slot.table), slot.stream, (temperature,)
+        device, arguments, tensors, (loss, saved, pooled, space, nodes, slot.table), slot.stream, (options.temperature,)
     )
     return loss, saved, pooled
 

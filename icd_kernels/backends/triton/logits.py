@@ -49,23 +49,33 @@ def assemble_rows(
 
 
 @triton.jit
-def divisor_of(square, scale, classes, FORM: tl.constexpr):
+def divisor_of(square, scale, FORM: tl.constexpr):
     """What a row is divided by, from the sum of its squares over `scale`²; NaN stays NaN."""
-    divisor = scale * tl.sqrt(square / classes) if FORM.NORMALIZE == "zscore" else scale * tl.sqrt(square)
+    divisor = scale * tl.sqrt(square) * tl.full((), FORM.SPREAD, FORM.ACC)
     return tl.where(divisor < NORM_FLOOR, NORM_FLOOR, divisor)
 
 
 @triton.jit
+def along_of(inner, divisor, FORM: tl.constexpr):
+    """What a row's gradient loses for each unit of ẑ, from ⟨ẑ, dẑ⟩."""
+    along = tl.zeros(divisor.shape, FORM.ACC)
+    if FORM.SPREAD > 0:
+        along = tl.where(divisor == NORM_FLOOR, 0.0, inner * tl.full((), FORM.SPREAD * FORM.SPREAD, FORM.ACC))
+    return along
+
+
+@triton.jit
 def _normalize(p_rows, m_rows, total, largest, classes, pitch, FORM: tl.constexpr, BLOCK: tl.constexpr):
-    mean = total * 0
+    mean = tl.zeros(total.shape, FORM.ACC)
     divisor = mean + 1
-    if FORM.NORMALIZE != "none":
-        if FORM.NORMALIZE == "zscore":
-            mean = total / classes
+    if FORM.CENTRE > 0:
+        mean = total / classes
+    if FORM.SPREAD > 0:
         scale = largest + tl.abs(mean)  # squares of the logits themselves could overflow
         scale = tl.where(scale > 0, scale, 1.0)
         square = _squares(p_rows, m_rows, mean, scale, classes, BLOCK)
-        divisor = divisor_of(square, scale, classes, FORM)
+        divisor = divisor_of(square, scale, FORM)
+    if FORM.CENTRE + FORM.SPREAD > 0:
         for start in range(0, pitch, BLOCK):
             o_classes = (start + tl.arange(0, BLOCK))[None, :]
             m_tile = m_rows[:, None] & (o_classes < pitch)
@@ -149,9 +159,9 @@ def unnormalize_gradient_rows(
 ):
     """Turns gradients by normalised logits into gradients by the logits, in place; `o_rows` are the rows' starts.
 
-    l2: dz = (dẑ - ẑ⟨ẑ, dẑ⟩)/‖z‖; zscore: dz = (dẑ - mean dẑ - ẑ mean(ẑ dẑ))/σ. A divisor at its floor is a constant.
+    dz = (dẑ - CENTRE mean(dẑ) - SPREAD² ẑ⟨ẑ, dẑ⟩)/divisor. A divisor at its floor is a constant.
     """
-    if FORM.NORMALIZE != "none":
+    if FORM.CENTRE + FORM.SPREAD > 0:
         along = tl.zeros(divisor.shape, FORM.ACC)
         mean = along
         tl.debug_barrier()
@@ -161,12 +171,8 @@ def unnormalize_gradient_rows(
             b_gradient = tl.load(p_gradient + o_tile, mask=m_tile, other=0.0)
             along += tl.sum(b_gradient * tl.load(p_logits + o_tile, mask=m_tile, other=0.0), axis=1)
             mean += tl.sum(b_gradient, axis=1)
-        if FORM.NORMALIZE == "zscore":
-            along = along / classes
-            mean = mean / classes
-        else:
-            mean = mean * 0
-        along = tl.where(divisor == NORM_FLOOR, 0.0, along)
+        mean = mean / classes if FORM.CENTRE > 0 else tl.zeros(divisor.shape, FORM.ACC)
+        along = along_of(along, divisor, FORM)
         for start in range(0, classes, BLOCK):
             o_tile = o_rows[:, None] + (start + tl.arange(0, BLOCK))[None, :]
             m_tile = m_rows[:, None] & (start + tl.arange(0, BLOCK) < classes)[None, :]

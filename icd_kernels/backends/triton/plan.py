@@ -14,7 +14,8 @@ from torch import Tensor
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton.operators import interprets
 from icd_kernels.backends.triton.structs import GROUPS, PITCH, Form, Logits, Network, NetworkConstants
-from icd_kernels.geometry import base_scales, cell_count, is_folded
+from icd_kernels.geometry import base_scales, cell_count
+from icd_kernels.problem import CLASS, MEAN, SAMPLE, SPATIAL, GramOptions
 
 LANGUAGE_DTYPES = {
     torch.float64: tl.float64,
@@ -85,9 +86,9 @@ def layouts(tensors: Sequence[Tensor | None]) -> Layouts:
     return tuple([None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
 
 
-def class_sum_of(gram: str, weight: Tensor) -> str:
+def class_sum_of(gram: int, classes: int) -> str:
     """How class form is summed; other forms do not ask the environment."""
-    return configs.class_sum(weight.shape[0]) if gram == "class" else "exact"
+    return configs.class_sum(classes) if gram == CLASS else "exact"
 
 
 def pitch_of(classes: int) -> int:
@@ -103,7 +104,6 @@ class NetworkPlan(NamedTuple):
     """Those of `Network`, in its order."""
     cells_pitch: int
     """From one image's projected logits to the next."""
-    finest: int
     division: tuple[int, int]
     """Images of a group, and parts of the channels (projection.divided)."""
     tasks: int
@@ -126,7 +126,7 @@ def plan_network(
     dtype: torch.dtype,
     products: str,
     scales: tuple[int, ...],
-    pyramid: str,
+    finest: int,
     pitch: int = 0,
 ) -> NetworkPlan:
     """How one network, given by its features, weight and bias, is pooled and projected.
@@ -135,7 +135,7 @@ def plan_network(
     """
     features, weight = Layout(*network[0]), Layout(*network[1])
     bias = None if network[2] is None else Layout(*network[2])
-    constants, finest = _network_constants(features, weight, dtype, products, scales, pyramid)
+    constants = _network_constants(features, weight, dtype, products, base_scales(scales, finest))
     batch, channels = features.shape[:2]
     classes, cells = weight.shape[0], constants.CELLS
     group_images = group_rows(batch, cells, constants.ROW_BLOCK)
@@ -149,7 +149,6 @@ def plan_network(
         constants=constants,
         numbers=(channels, classes, pitch, *features.stride, *weight.stride, bias_stride),
         cells_pitch=cells * pitch,
-        finest=finest,
         division=(group_images, splits),
         tasks=pool_tasks + groups * group_tiles * splits,
         pooled_size=batch * cells * channels,
@@ -170,22 +169,20 @@ def group_rows(batch: int, cells: int, row_block: int) -> int:
 
 
 def _network_constants(
-    features: Layout, weight: Layout, dtype: torch.dtype, products: str, scales: tuple[int, ...], pyramid: str
-) -> tuple[NetworkConstants, int]:
-    """What the kernel is compiled for, and the side of the only grid that is projected, 0 where all cells are."""
-    _, channels, height, width = features.shape
-    base = base_scales(scales, pyramid, height, width)
+    features: Layout, weight: Layout, dtype: torch.dtype, products: str, base: tuple[int, ...]
+) -> NetworkConstants:
+    """What the kernel is compiled for, on the base scales."""
+    channels = features.shape[1]
     pool = pool_dtype(features.dtype, dtype)
     row_block, class_block, depth_block = configs.product_blocks(dtype, products)
     head_bytes, tile_bytes = weight.shape[0] * channels * weight.dtype.itemsize, row_block * channels * dtype.itemsize
-    constants = map_constants(features, dtype, pool, base)._replace(
+    return map_constants(features, dtype, pool, base)._replace(
         BAND=configs.row_band(head_bytes, tile_bytes),
         PRECISION=products,
         ROW_BLOCK=row_block,
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,
     )
-    return constants, max(scales) if is_folded(scales, pyramid, height, width) else 0
 
 
 def map_constants(features: Layout, dtype: torch.dtype, pool: Any, scales: tuple[int, ...]) -> NetworkConstants:
@@ -232,11 +229,7 @@ def plan_gram(
     batch: int,
     classes: int,
     dtype: torch.dtype,
-    scales: tuple[int, ...],
-    scale_weights: tuple[float, ...],
-    gram: str,
-    normalize: str,
-    reduction: str,
+    options: GramOptions,
     gradient: bool,
     finest: int,
     products: str,
@@ -246,20 +239,21 @@ def plan_gram(
     double_cost: int = 8,
 ) -> GramPlan:
     """How losses and dl/dz follow from local logits; `finest` is the grid dl/dz is folded onto, 0 for none."""
+    scales, gram = options.scales, options.gram
     cells = cell_count(scales)
-    units = len(scales) if gram == "spatial" else cells
-    matrices = [1 if gram == "spatial" else scale * scale for scale in scales]
-    class_sum = class_sum if gram == "class" else "exact"
+    units = len(scales) if gram == SPATIAL else cells
+    class_sum = class_sum if gram == CLASS else "exact"
     class_rows, class_columns = configs.class_blocks(classes, dtype)
     form = Form(
         ACC=LANGUAGE_DTYPES[dtype],
-        SCALES=tuple(scales),
+        SCALES=scales,
         FIRSTS=firsts(scales),
-        WEIGHTS=tuple(weight / count for weight, count in zip(scale_weights, matrices, strict=True)),
+        WEIGHTS=options.cell_weights,
         CELLS=cells,
         GRAM=gram,
-        NORMALIZE=normalize,
-        REDUCTION=reduction,
+        CENTRE=options.normalize[0],
+        SPREAD=options.normalize[1],
+        REDUCTION=options.reduction,
         FINEST=finest,
         PRECISION=products,
         MEANS=exact_products(dtype),
@@ -276,15 +270,20 @@ def plan_gram(
         CLASS_COLUMNS=class_columns,
         FAST_EXP2=dtype == torch.float32 and torch.version.hip is None and not interprets(),
         PAIR_BLOCK=configs.PAIR_BLOCK,
-        RESIDENT=configs.resident(classes, scales, dtype) if gram == "spatial" else 0,
+        RESIDENT=configs.resident(classes, scales, dtype) if gram == SPATIAL else 0,
         PAIR_DEPTH=configs.PAIR_DEPTH,
         PAIR_VECTOR=configs.pair_vector(classes),
     )
     tasks = batch * units
-    if gram == "sample":
+    if gram == SAMPLE:
         tasks += cells * ceil_div(batch, configs.PAIR_BLOCK) * (2 if gradient else 1)
-    rows_size = batch * cells * (2 * pitch_of(classes) if gram == "class" else 4) if gradient else 0
+    rows_size = batch * cells * (2 * pitch_of(classes) if gram == CLASS else 4) if gradient else 0
     return GramPlan(form, gradient, tasks, units, rows_size, batch * cells * form.NODE_SIZE)
+
+
+def loss_of_nothing(options: GramOptions) -> float:
+    """The reduced loss of no images."""
+    return math.nan if options.reduction == MEAN else 0.0
 
 
 def spaces(*sizes: int) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from icd_kernels.backends.triton.pooling import pool_task, pool_tasks
 from icd_kernels.backends.triton.projection import divided, project_task
 from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
 from icd_kernels.checks import compute_dtype
+from icd_kernels.problem import CLASS, NONE, GramOptions
 
 
 @triton.jit(do_not_specialize=["batch", "group_images", "splits"])
@@ -88,18 +89,16 @@ def plan_region_logits(
     dtype: torch.dtype,
     products: str,
     scales: tuple[int, ...],
-    pyramid: str,
+    finest: int,
     save_pooled: bool,
 ) -> _Plan:
     batch, classes = layouts[0][0][0], layouts[1][0][0]
-    network = plan_network(layouts, dtype, products, scales, pyramid)
-    is_direct = network.finest == 0 and network.division[1] == 1
+    network = plan_network(layouts, dtype, products, scales, finest)
+    is_direct = finest == 0 and network.division[1] == 1
     if is_direct:
-        network = plan_network(layouts, dtype, products, scales, pyramid, pitch=classes)
-    form = plan_gram(
-        batch, classes, dtype, scales, (1.0,) * len(scales), "class", "none", "none", False, 0,
-        gram_precision(products), network.finest, network.finest,
-    ).form  # fmt: skip
+        network = plan_network(layouts, dtype, products, scales, finest, pitch=classes)
+    plain = GramOptions(scales, (1.0,) * len(scales), CLASS, (0.0, 0.0), 1.0, NONE)
+    form = plan_gram(batch, classes, dtype, plain, False, 0, gram_precision(products), finest, finest).form
     return _Plan(
         network,
         form.CELLS,
@@ -117,13 +116,13 @@ def plan_region_logits(
 
 
 def region_logits(
-    features: Tensor, weight: Tensor, bias: Tensor | None, scales: Sequence[int], pyramid: str, save_pooled: bool
+    features: Tensor, weight: Tensor, bias: Tensor | None, scales: Sequence[int], finest: int, save_pooled: bool
 ) -> tuple[Tensor, Tensor]:
     """The operator region_logits (icd_kernels/operators.py)."""
     tensors = (features, weight, bias)
     dtype = compute_dtype(*tensors)
     batch, classes = features.shape[0], weight.shape[0]
-    plan = plan_region_logits(layouts(tensors), dtype, precision(dtype), tuple(scales), pyramid, save_pooled)
+    plan = plan_region_logits(layouts(tensors), dtype, precision(dtype), tuple(scales), finest, save_pooled)
     network = plan.network
     logits = features.new_empty((batch, plan.cells, classes), dtype=dtype)
     pooled = logits.new_empty((batch, network.constants.CELLS, features.shape[1]) if save_pooled else (0,))

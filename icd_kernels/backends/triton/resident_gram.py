@@ -11,7 +11,7 @@ import triton.language as tl
 from icd_kernels.backends.triton.cells import covers, window_start, window_stop
 from icd_kernels.backends.triton.divergence import kl_terms
 from icd_kernels.backends.triton.exponential import LN2, LOG2E, exp2
-from icd_kernels.backends.triton.logits import NORM_FLOOR, divisor_of, sum_splits
+from icd_kernels.backends.triton.logits import along_of, divisor_of, sum_splits
 
 
 @triton.jit
@@ -89,14 +89,14 @@ def _shares(scale, FINEST: tl.constexpr, FORM: tl.constexpr):
 def _normalized(tile, scale, classes, FORM: tl.constexpr):
     """Normalised rows, 0 where there is nothing, and what each row was divided by."""
     divisor = tl.full((FORM.PAIR_BLOCK,), 1.0, FORM.ACC)
-    if FORM.NORMALIZE != "none":
-        if FORM.NORMALIZE == "zscore":
-            m_tile = _is_cell(scale, FORM)[:, None] & (tl.arange(0, FORM.RESIDENT) < classes)[None, :]
-            tile = tl.where(m_tile, tile - (tl.sum(tile, axis=1) / classes)[:, None], 0.0)
+    if FORM.CENTRE > 0:
+        m_tile = _is_cell(scale, FORM)[:, None] & (tl.arange(0, FORM.RESIDENT) < classes)[None, :]
+        tile = tl.where(m_tile, tile - (tl.sum(tile, axis=1) / classes)[:, None], 0.0)
+    if FORM.SPREAD > 0:
         largest = tl.max(tl.abs(tile), axis=1)
         largest = tl.where(largest > 0, largest, 1.0)  # squares of the logits themselves could overflow
         part = tile / largest[:, None]
-        divisor = divisor_of(tl.sum(part * part, axis=1), largest, classes, FORM)
+        divisor = divisor_of(tl.sum(part * part, axis=1), largest, FORM)
         tile = tile / divisor[:, None]
     return tile, divisor
 
@@ -122,12 +122,10 @@ def _softmax(gram, scale, FORM: tl.constexpr):
 @triton.jit
 def _unnormalized(gradient, tile, divisor, classes, FORM: tl.constexpr):
     """The gradient by the logits from that by normalised ones (unnormalize_gradient_rows, in registers)."""
-    if FORM.NORMALIZE != "none":
-        along = tl.sum(gradient * tile, axis=1)
-        if FORM.NORMALIZE == "zscore":
-            along = along / classes
+    if FORM.CENTRE + FORM.SPREAD > 0:
+        along = along_of(tl.sum(gradient * tile, axis=1), divisor, FORM)
+        if FORM.CENTRE > 0:
             gradient = gradient - (tl.sum(gradient, axis=1) / classes)[:, None]
             gradient = tl.where((tl.arange(0, FORM.RESIDENT) < classes)[None, :], gradient, 0.0)
-        along = tl.where(divisor == NORM_FLOOR, 0.0, along)
         gradient = (gradient - tile * along[:, None]) / divisor[:, None]
     return gradient

@@ -138,10 +138,13 @@ class Form(NamedTuple):
     SCALES: Any
     FIRSTS: Any
     WEIGHTS: Any
-    """Weight of one Gram matrix of each scale: the scale's weight over its number of matrices."""
+    """Of one Gram matrix of each scale (problem.GramOptions.cell_weights)."""
     CELLS: Any
     GRAM: Any
-    NORMALIZE: Any
+    CENTRE: Any
+    """1 where normalisation takes the mean away, else 0."""
+    SPREAD: Any
+    """Times the norm it is what a row is divided by; 0 where a row is not divided (options.normalization)."""
     REDUCTION: Any
     FINEST: Any
     """Side of the grid dl/dz is folded onto; 0 where it is not folded."""
