@@ -167,10 +167,18 @@ def _fake_icd_loss(pitch: int, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _fake_icd_loss_backward(
-    grad_loss: Tensor, saved: Tensor, pooled: Tensor, weight: Tensor, *numbers: Any
+    grad_loss: Tensor,
+    saved: Tensor,
+    pooled: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout, (finest, wanted) = numbers[:4], numbers[-2:]
-    return _fake_region_logits_backward(saved, pooled, weight, *layout, numbers[4], finest, wanted)
+    (*_, finest, wanted), scales = numbers, numbers[0]
+    return _fake_region_logits_backward(saved, pooled, weight, size, stride, dtype, bias_dtype, scales, finest, wanted)
 
 
 _FAKES = {

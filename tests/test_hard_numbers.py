@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import COMPILED, EVERY_BACKEND, GRAMS, NORMALIZATIONS, PYRAMIDS, STUDENT, Case, Network, Tensors, loss_of
+from cases import COMPILED, EVERY_BACKEND, GRAMS, PYRAMIDS, STUDENT, Case, Network, Tensors, loss_of
 from judging import Problem, assert_no_worse_than_eager, gram_kl_problem, icd_loss_problem
 from torch import Tensor
 from torch.autograd import grad
 
 from icd_kernels import gram_kl
+from icd_kernels.options import NORMALIZATIONS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

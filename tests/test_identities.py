@@ -11,7 +11,6 @@ from cases import (
     EVERY_BACKEND,
     GRAMS,
     LAYOUTS,
-    NORMALIZATIONS,
     PYRAMIDS,
     STUDENT,
     Case,
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from icd_kernels import gram_kl, region_logits
+from icd_kernels.options import NORMALIZATIONS
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.parametrize("backend", EVERY_BACKEND)]
 
