@@ -1,6 +1,7 @@
-"""Builds the compiled extension against the installed torch; without a compiler or torch, installs the pure parts.
+"""Builds the compiled extension with the installed torch's headers; without a compiler or torch, the pure parts alone.
 
-Use `pip install --no-build-isolation .`: the extension must be built against the torch that will load it.
+Use `pip install --no-build-isolation .`: in an isolated build there is no torch. What is built runs with every torch
+from 2.11 on, whichever it was built with: it keeps to LibTorch's stable ABI.
 
 Environment:
     ICD_KERNELS_EXTENSION: "1" makes a failed build an error, "0" builds none, unset builds it if possible and says so.
@@ -20,7 +21,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Command, Extension, setup
+
+OLDEST_SETUPTOOLS = (77, 0, 3)  # reads the licence of pyproject.toml, and has bdist_wheel
+if tuple(int(part) for part in setuptools.__version__.split(".")[:3] if part.isdigit()) < OLDEST_SETUPTOOLS:
+    needed = ".".join(map(str, OLDEST_SETUPTOOLS))
+    raise SystemExit(
+        f"icd_kernels: building needs setuptools {needed} or newer, found {setuptools.__version__}: "
+        f"pip install 'setuptools>={needed}'"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402 - older ones have none
 
 ROOT = Path(__file__).resolve().parent
 CPP_SOURCES = ["csrc/schemas.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))]
@@ -91,6 +102,16 @@ def usable_nvcc() -> tuple[tuple[int, ...], str]:
     return version, ""
 
 
+class Wheel(bdist_wheel):
+    """A wheel whose name says what is in it: without the extension it is one for every platform and Python."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        if not self.distribution.ext_modules:
+            self.root_is_pure, self.py_limited_api = True, False
+        super().run()
+
+
 def find_toolkit() -> None:
     """Sets CUDA_HOME, before torch guesses it, by asking nvcc: the one on the PATH may be a script or a link."""
     nvcc = shutil.which("nvcc")
@@ -118,7 +139,7 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
         return [], {}
 
     class BuildOrSay(BuildExtension):
-        """Builds the extension; where that fails and it was not demanded, says why and installs the rest."""
+        """Builds the extension; where that fails and it was not demanded, says why and goes on without it."""
 
         def run(self) -> None:
             try:
@@ -132,6 +153,7 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
                 if architectures:
                     say("ICD_KERNELS_CUDA=0 builds it without the CUDA kernels.")
                 self.extensions: list[Extension] = []
+                self.distribution.ext_modules = []
 
     flags = {"cxx": COMPILE_FLAGS}  # ... and OpenMP's runtime is the one torch has loaded, so none is linked
     if architectures:
@@ -147,7 +169,7 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
         define_macros=[("Py_LIMITED_API", LIMITED_API), ("TORCH_TARGET_VERSION", STABLE_ABI)],
         py_limited_api=True,
     )
-    return [extension], {"build_ext": BuildOrSay.with_options(no_python_abi_suffix=False)}
+    return [extension], {"build_ext": BuildOrSay, "bdist_wheel": Wheel}
 
 
 extensions, commands = extension_and_builder()

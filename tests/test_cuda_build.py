@@ -60,7 +60,6 @@ import os
 from setuptools import Command, Extension
 CUDA_HOME = os.environ.get("CUDA_HOME")
 class BuildExtension(Command):
-    with_options = classmethod(lambda cls, **options: cls)
 def CUDAExtension(name, sources, py_limited_api, **arguments):
     return Extension(name, sources)
 CppExtension = CUDAExtension

@@ -281,6 +281,7 @@ class TestBackend:
             "print(icd_kernels.available_backends())\n"
             "z = torch.randn(2, 3, 21)\n"
             "print(icd_kernels.gram_kl(z, z.roll(1)).item() > 0)\n"
+            "icd_kernels.gram_kl(z, z)\n"
             "icd_kernels.gram_kl(z, z, backend='cpp')\n"
         )
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -289,6 +290,11 @@ class TestBackend:
         assert "cpp" not in available
         assert "reference" in available
         assert computed == "True"
+        warned = [line for line in run.stderr.splitlines() if "UserWarning" in line]
+        assert len(warned) == 1  # of two calls
+        assert re.search(
+            r"plain PyTorch reference on 'cpu', .*slower. backend 'cpp' is not available: .*wheel", warned[0]
+        )
         error = run.stderr.splitlines()[-1]
         assert re.search(
             r"BackendUnavailableError: backend 'cpp' is not available: .*C\+\+\d\d compiler.*pip install", error

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -55,9 +56,33 @@ def choose(name: str, device_type: str) -> Backend:
         name, source = os.environ.get(ENVIRONMENT_VARIABLE, "auto"), f"environment variable {ENVIRONMENT_VARIABLE}"
     for backend in BACKENDS:
         if name == "auto" and device_type not in backend.only_by_name and backend.can_run(device_type):
+            if backend is REFERENCE:
+                _say_what_is_missing(device_type)
             return backend
         if backend.name == name:
             backend.can_run(device_type, raise_error=True)
             return backend
     known = ("auto", *(backend.name for backend in BACKENDS))
     raise ValueError(f"{source} must be one of {known}, got {name!r}")
+
+
+_TOLD: set[str] = set()
+
+
+def _say_what_is_missing(device_type: str) -> None:
+    """Warns, once for a kind of device, that "auto" takes the reference where a compiled backend would run it."""
+    if torch.compiler.is_compiling() or device_type in _TOLD:
+        return
+    _TOLD.add(device_type)
+    reasons = [
+        f"backend {backend.name!r} is not available: {backend.missing}"
+        for backend in BACKENDS
+        if backend.missing is not None
+        and device_type in (backend.device_types or ())
+        and device_type not in backend.only_by_name
+    ]
+    if reasons:
+        warnings.warn(
+            f"icd_kernels takes the plain PyTorch reference on {device_type!r}, which is slower. {'; '.join(reasons)}",
+            stacklevel=4,
+        )

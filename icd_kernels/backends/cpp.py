@@ -16,8 +16,8 @@ def _load_extension() -> str | None:
         import_module("icd_kernels._C")
     except ImportError as error:
         return (
-            f"its compiled extension could not be loaded ({error}). Build it with a C++20 compiler against the "
-            "installed torch: pip install --no-build-isolation --force-reinstall --no-deps . in the source folder"
+            f"its compiled extension could not be loaded ({error}). Install a wheel that has it, or build it with a "
+            "C++20 compiler: pip install --no-build-isolation --force-reinstall --no-deps . in the source folder"
         )
     register_fakes(OPERATORS)
     register_row_fakes(OPERATORS)
