@@ -166,7 +166,11 @@ def extension_and_builder() -> tuple[list[Extension], dict[str, type[Command]]]:
         [*CPP_SOURCES, *(CUDA_SOURCES if architectures else [])],
         depends=HEADERS,
         extra_compile_args=flags,
-        define_macros=[("Py_LIMITED_API", LIMITED_API), ("TORCH_TARGET_VERSION", STABLE_ABI)],
+        define_macros=[
+            ("Py_LIMITED_API", LIMITED_API),
+            ("TORCH_TARGET_VERSION", STABLE_ABI),
+            *([("USE_CUDA", None)] if architectures else []),  # the stable ABI declares its CUDA calls under it
+        ],
         py_limited_api=True,
     )
     return [extension], {"build_ext": BuildOrSay, "bdist_wheel": Wheel}

@@ -47,9 +47,10 @@ class TestKernels:
     @pytest.mark.parametrize("name", ["device", "operators"])
     def test_the_cuda_side_of_the_launcher_compiles(self, name: str, tmp_path: Path) -> None:
         """Against the CPU build's headers; the rest of the launcher is compiled by test_cuda_emulated.py."""
-        command = ["nvcc", "-std=c++20", "-Werror", "all-warnings", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+        command = ["nvcc", "-std=c++20", "-Werror", "all-warnings", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA"]
         includes = [f"-I{path}" for path in include_paths()]
         source = str(ROOT / "csrc" / "cuda" / f"{name}.cpp")
+        command += ["-DTORCH_TARGET_VERSION=0x020B000000000000"]
         command += ['-DICD_CUDA_BUILD=\\"test\\"', *includes, "-c", source, "-o", str(tmp_path / "object.o")]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
@@ -60,6 +61,7 @@ import os
 from setuptools import Command, Extension
 CUDA_HOME = os.environ.get("CUDA_HOME")
 class BuildExtension(Command):
+    pass
 def CUDAExtension(name, sources, py_limited_api, **arguments):
     return Extension(name, sources)
 CppExtension = CUDAExtension

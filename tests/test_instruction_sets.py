@@ -36,6 +36,7 @@ def test_numbers(backend: str, instruction_set: str, threads: int, capsys: pytes
     if threads == 1 and instruction_set == torch.ops.icd_kernels.cpu_instruction_set():
         pytest.skip(f"{instruction_set} with 1 thread is what this process itself takes")
     taken = python(instruction_set, threads, "-c", WHICH)
+    assert taken.returncode == 0, taken.stderr
     if taken.stdout.strip() != instruction_set:
         pytest.skip(f"this processor has no {instruction_set}")
     files = [FOLDER / f"{name}.py" for name in NUMERIC]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from icd_kernels.options import GRAMS, NORMALIZATIONS, PYRAMIDS
 from training.options import values
 from training.options.names import PRESETS
 
@@ -34,17 +33,17 @@ def add_grams(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--gram",
-        choices=GRAMS,
+        choices=("class", "spatial", "sample"),
         help="which Gram matrices are compared (default: the preset's)",
     )
     add(
         "--pyramid",
-        choices=PYRAMIDS,
+        choices=("adaptive", "nested"),
         help="how coarse cells are pooled, for SD-* too (default: the preset's)",
     )
     add(
         "--normalize",
-        choices=NORMALIZATIONS,
+        choices=("none", "l2", "zscore", "center"),
         help="what is done to each local logit vector before its Gram. With none, Gram entries of a confident teacher "
         "reach hundreds, the class-form loss tens and its gradient likewise. With zscore or l2 the entries are at most "
         "the number of classes, or 1, whatever the teacher (default: the preset's)",
