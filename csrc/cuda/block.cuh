@@ -98,35 +98,43 @@ ICD_DEVICE T upstream_of(const Upstream& upstream, int64_t image) {
   return upstream.data == nullptr ? T(1) : load<T>(upstream.data, upstream.dtype, image * upstream.stride);
 }
 
+// Places on a map or a grid: the launcher sees to it that they fit in 32 bits (kMostSide, kMostScale), because a 64-bit
+// division is a call of a hundred instructions.
+using Place = uint32_t;
+
+// An item of work: a warp's or a thread's number in its launch (kMostBlocks).
+using Item = uint32_t;
+
 struct Cell {
   int scale_index;
-  Window rows, columns;
+  WindowOf<Place> rows, columns;
 };
 
 // Where region n lies on a map.
-ICD_DEVICE Cell cell_of(const Scales& scales, int64_t n, int64_t height, int64_t width) {
+ICD_DEVICE Cell cell_of(const Scales& scales, Place n, Place height, Place width) {
   int s = 0;
-  int64_t scale = scales.sizes[0];
+  Place scale = scales.sizes[0];
   while (n >= scale * scale) {
     n -= scale * scale;
     scale = scales.sizes[++s];
   }
-  return {s, window(n / scale, scale, height), window(n % scale, scale, width)};
+  const Place row = n / scale;
+  return {s, window(row, scale, height), window(n - row * scale, scale, width)};
 }
 
-ICD_DEVICE int64_t area(const Cell& cell) { return length(cell.rows) * length(cell.columns); }
+ICD_DEVICE Place area(const Cell& cell) { return length(cell.rows) * length(cell.columns); }
 
 // Calls visit(n, share) for every region n that covers pixel (h, w), share = 1/|region|, in the regions' order.
 template <typename T, typename Visit>
 ICD_DEVICE void for_each_covering(
-    const Scales& scales, int64_t height, int64_t width, int64_t h, int64_t w, Visit visit) {
-  int64_t first = 0;
+    const Scales& scales, Place height, Place width, Place h, Place w, Visit visit) {
+  Place first = 0;
   for (int s = 0; s < scales.count; ++s) {
-    const int64_t scale = scales.sizes[s];
-    const Window rows = covering(h, scale, height), columns = covering(w, scale, width);
-    for (int64_t i = rows.start; i < rows.stop; ++i) {
-      const int64_t tall = length(window(i, scale, height));
-      for (int64_t j = columns.start; j < columns.stop; ++j) {
+    const Place scale = scales.sizes[s];
+    const WindowOf<Place> rows = covering(h, scale, height), columns = covering(w, scale, width);
+    for (Place i = rows.start; i < rows.stop; ++i) {
+      const Place tall = length(window(i, scale, height));
+      for (Place j = columns.start; j < columns.stop; ++j) {
         visit(first + i * scale + j, T(1) / static_cast<T>(tall * length(window(j, scale, width))));
       }
     }

@@ -20,22 +20,24 @@ T* data_of(const Tensor& tensor) {
 }
 
 inline Scales scales_of(const std::vector<int64_t>& sizes) {
-  constexpr int64_t kMost = 1 << 15;  // so that a grid's cells are counted in 32 bits
   check(
       sizes.size() <= kMaxScales, "backend 'cuda' takes at most ", kMaxScales, " scales, got ", sizes.size());
   Scales scales = {static_cast<int32_t>(sizes.size()), 0, {}};
   int64_t cells = 0;
   for (size_t s = 0; s < sizes.size(); ++s) {
-    check(sizes[s] <= kMost, "backend 'cuda' takes scales up to ", kMost, ", got ", sizes[s]);
+    check(sizes[s] <= kMostScale, "backend 'cuda' takes scales up to ", kMostScale, ", got ", sizes[s]);
     scales.sizes[s] = static_cast<int32_t>(sizes[s]);
     cells += sizes[s] * sizes[s];
   }
-  check(cells < kMost * kMost, "backend 'cuda' takes fewer than 2^30 regions, got ", cells);
+  check(cells < kMostScale * kMostScale, "backend 'cuda' takes fewer than 2^30 regions, got ", cells);
   scales.cells = static_cast<int32_t>(cells);
   return scales;
 }
 
 inline FeatureMap map_of(const Tensor& map) {
+  check(
+      map.size(2) <= kMostSide && map.size(3) <= kMostSide, "backend 'cuda' takes maps of up to ", kMostSide,
+      " pixels each way, got ", map.sizes());
   return {
       .data = map.data_ptr(),
       .dtype = dtype_of(map.scalar_type()),

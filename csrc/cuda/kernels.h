@@ -28,6 +28,11 @@ constexpr Dtype kDtype = sizeof(T) == sizeof(double) ? Dtype::float64 : Dtype::f
 // Scales travel by value in a kernel's arguments (no copy to the device, safe in a graph), so their number is bounded.
 constexpr int kMaxScales = 128;
 
+// So that a place in a map or a grid, times a scale, is counted in 32 bits without a sign.
+constexpr int64_t kMostScale = 1 << 15;
+constexpr int64_t kMostSide = (1 << 16) - 1;  // pixels of a map, each way
+constexpr int64_t kMostBlocks = 1 << 24;      // of a launch that pools or unpools: its threads are numbered likewise
+
 // The scales of a grid of cells, cells numbered scale by scale, row-major.
 struct Scales {
   int32_t count;
@@ -52,6 +57,7 @@ struct PooledMap {
   Access access;
   Scales scales;
   T* pooled;               // [B, cells, C]
+  int64_t planes;          // channels of such a piece, where planes are staged
   int64_t channel_blocks;  // pieces of an image's channels
   int64_t blocks;          // of the launch
 };
@@ -84,7 +90,8 @@ struct Matrix {
 // out[m, n] = Σ_k left[m, k] right[n, k], the depth k in `splits` parts that are added later: out is [splits, M, N].
 template <typename T>
 struct Product {
-  Matrix left, right;
+  Matrix left;  // in the dtype of the math
+  Matrix right;
   int64_t rows, columns, depth;
   int64_t splits, split_depth;
   int64_t row_tiles, column_tiles;
@@ -94,7 +101,7 @@ struct Product {
 
 // out[k] = Σ_r matrix[r, k] · upstream(r): the gradient by the bias.
 struct ColumnSums {
-  Matrix matrix;
+  Matrix matrix;  // in the dtype of the math
   int64_t rows, columns;
   void* out;
   Dtype dtype;

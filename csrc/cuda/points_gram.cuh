@@ -69,15 +69,29 @@ struct GramTile {
   static ICD_DEVICE int row() { return static_cast<int>(threadIdx.x) / kPointGrid * kMicro; }
   static ICD_DEVICE int column() { return static_cast<int>(threadIdx.x) % kPointGrid * kMicro; }
 
-  static ICD_DEVICE void stage(
-      const T* logits, const Points& points, int64_t first, int64_t k0, int64_t classes,
-      T (&tile)[kPointDepth][kTile + 4]) {
-    const int depth = static_cast<int>(threadIdx.x) % kPointDepth;
-    for (int p = static_cast<int>(threadIdx.x) / kPointDepth; p < kTile; p += kThreads / kPointDepth) {
-      const bool inside = first + p < points.count && k0 + depth < classes;
-      tile[depth][p] = inside ? logits[points.row(first + p) * classes + k0 + depth] : T(0);
+  // A thread's share of one tile of points, [depth, point]: class k0 + depth of every 16th point.
+  struct Stage {
+    const T* next;  // its first point's next class
+    int64_t step;   // to its next point
+    int point, left;
+
+    ICD_DEVICE Stage(const T* logits, const Points& points, int64_t first, int64_t classes)
+        : step(kThreads / kPointDepth * points.step * classes),
+          point(static_cast<int>(threadIdx.x) / kPointDepth),
+          left(static_cast<int>(points.count - first < kTile ? points.count - first : kTile)) {
+      next = logits + points.row(first + point) * classes + threadIdx.x % kPointDepth;
     }
-  }
+
+    ICD_DEVICE void copy(bool inside, T (&tile)[kPointDepth][kTile + 4]) {
+      const int depth = static_cast<int>(threadIdx.x) % kPointDepth;
+#pragma unroll
+      for (int i = 0; i < kTile * kPointDepth / kThreads; ++i) {
+        const int p = point + i * (kThreads / kPointDepth);
+        tile[depth][p] = inside && p < left ? next[i * step] : T(0);
+      }
+      next += kPointDepth;
+    }
+  };
 
   static ICD_DEVICE void add(const T (&rows)[kTile + 4], const T (&columns)[kTile + 4], T (&sums)[kMicro][kMicro]) {
     const auto left = *reinterpret_cast<const Pack<T, kMicro>*>(rows + row());
@@ -94,13 +108,16 @@ struct GramTile {
       const T* logits, int64_t teacher_offset, int64_t classes, const Points& points, int64_t row0, int64_t column0,
       PairShared<T, kTile>& shared)
       : student(), teacher() {
+    Stage student_rows(logits, points, row0, classes), student_columns(logits, points, column0, classes);
+    Stage teacher_rows(logits + teacher_offset, points, row0, classes);
+    Stage teacher_columns(logits + teacher_offset, points, column0, classes);
     for (int64_t k0 = 0; k0 < classes; k0 += kPointDepth) {
+      const bool inside = k0 + threadIdx.x % kPointDepth < classes;
       __syncthreads();
-      for (int net = 0; net < 2; ++net) {
-        const T* z = logits + net * teacher_offset;
-        stage(z, points, row0, k0, classes, shared.rows[net]);
-        stage(z, points, column0, k0, classes, shared.columns[net]);
-      }
+      student_rows.copy(inside, shared.rows[0]);
+      teacher_rows.copy(inside, shared.rows[1]);
+      student_columns.copy(inside, shared.columns[0]);
+      teacher_columns.copy(inside, shared.columns[1]);
       __syncthreads();
 #pragma unroll
       for (int d = 0; d < kPointDepth; ++d) {

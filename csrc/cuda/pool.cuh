@@ -20,15 +20,17 @@ ICD_DEVICE int64_t plane_of(const FeatureMap& map, int64_t image, int64_t channe
 
 // One warp's cell of an image, and the first of its lane's channels.
 struct ChannelItem {
-  int64_t image, n, channel;
+  int64_t image, channel;
+  Place n;
   Cell cell;
 };
 
 template <typename T>
 ICD_DEVICE ChannelItem channel_item(const PooledMap<T>& net, int64_t block, int count) {
-  const int64_t item = block * kWarps + warp(), cells = net.scales.cells, n = item % cells;
+  const Item item = static_cast<Item>(block) * kWarps + warp(), cells = net.scales.cells, n = item % cells;
+  const Item blocks = static_cast<Item>(net.channel_blocks), part = item / cells;
   return {
-      item / (net.channel_blocks * cells), n, (item / cells % net.channel_blocks * kWarp + lane()) * count,
+      part / blocks, static_cast<int64_t>(part % blocks * kWarp + lane()) * count, n,
       cell_of(net.scales, n, net.map.height, net.map.width)};
 }
 
@@ -40,9 +42,9 @@ ICD_DEVICE void pool_channel_vectors(const PooledMap<T>& net, int64_t block) {
   if (item.image >= map.batch || item.channel >= map.channels) return;
   const I* pixels = static_cast<const I*>(map.data) + plane_of(map, item.image, item.channel);
   T sums[kCount] = {};
-  for (int64_t h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
+  for (Place h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
 #pragma unroll 4
-    for (int64_t w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
+    for (Place w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
       const I* pixel = pixels + h * map.height_stride + w * map.width_stride;
       const Pack<I, kCount> values = *reinterpret_cast<const Pack<I, kCount>*>(pixel);
 #pragma unroll
@@ -55,16 +57,17 @@ ICD_DEVICE void pool_channel_vectors(const PooledMap<T>& net, int64_t block) {
   for (int v = 0; v < kCount; ++v) out[v] = sums[v] * share;
 }
 
-template <typename T>
+template <typename I, typename T>
 ICD_DEVICE void pool_channels(const PooledMap<T>& net, int64_t block) {
   const FeatureMap& map = net.map;
   const ChannelItem item = channel_item(net, block, 1);
   if (item.image >= map.batch || item.channel >= map.channels) return;
-  const int64_t plane = plane_of(map, item.image, item.channel);
+  const I* pixels = static_cast<const I*>(map.data) + plane_of(map, item.image, item.channel);
   T sum = 0;
-  for (int64_t h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
-    for (int64_t w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
-      sum += load<T>(map.data, map.dtype, plane + h * map.height_stride + w * map.width_stride);
+  for (Place h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
+#pragma unroll 4
+    for (Place w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
+      sum += static_cast<T>(pixels[h * map.height_stride + w * map.width_stride]);
     }
   }
   T* out = net.pooled + (item.image * net.scales.cells + item.n) * map.channels + item.channel;
@@ -110,9 +113,8 @@ ICD_DEVICE int lanes_per_cell(int outputs) {
 template <typename I, typename T>
 ICD_DEVICE void pool_planes(const PooledMap<T>& net, int64_t block, T* tile) {
   const FeatureMap& map = net.map;
-  const int64_t image = block / net.channel_blocks;
-  const int64_t per_block = ceil_divide(map.channels, net.channel_blocks);
-  const int64_t channel = block % net.channel_blocks * per_block;
+  const Item blocks = static_cast<Item>(net.channel_blocks), image = static_cast<Item>(block) / blocks;
+  const int64_t per_block = net.planes, channel = (static_cast<Item>(block) - image * blocks) * per_block;
   if (channel >= map.channels) return;
   const int64_t left = map.channels - channel;
   const int count = static_cast<int>(left < per_block ? left : per_block);
@@ -134,37 +136,41 @@ ICD_DEVICE void pool_planes(const PooledMap<T>& net, int64_t block, T* tile) {
       share = T(1) / static_cast<T>(area(cell));
     }
     sum = sum_lanes(sum, lanes);
-    if (output < outputs && part == 0) net.pooled[(image * cells + n) * map.channels + channel + c] = sum * share;
+    if (output >= outputs || part != 0) continue;
+    net.pooled[(static_cast<int64_t>(image) * cells + n) * map.channels + channel + c] = sum * share;
   }
 }
 
-template <typename T>
+template <typename I, typename T>
 ICD_DEVICE void pool_large_planes(const PooledMap<T>& net, int64_t block) {
   const FeatureMap& map = net.map;
-  const int64_t item = block * kWarps + warp();
-  const int64_t cells = net.scales.cells, n = item % cells;
-  const int64_t channel = item / cells % map.channels, image = item / cells / map.channels;
+  const Item item = static_cast<Item>(block) * kWarps + warp();
+  const Item cells = net.scales.cells, n = item % cells, plane = item / cells;
+  const Item channel = plane % static_cast<Item>(map.channels), image = plane / static_cast<Item>(map.channels);
   if (image >= map.batch) return;
   const Cell cell = cell_of(net.scales, n, map.height, map.width);
-  const int64_t plane = plane_of(map, image, channel);
+  const I* pixels = static_cast<const I*>(map.data) + plane_of(map, image, channel);
   T sum = 0;
-  for (int64_t h = cell.rows.start; h < cell.rows.stop; ++h) {
-    for (int64_t w = cell.columns.start + lane(); w < cell.columns.stop; w += kWarp) {
-      sum += load<T>(map.data, map.dtype, plane + h * map.height_stride + w * map.width_stride);
+  for (Place h = cell.rows.start; h < cell.rows.stop; ++h) {
+    for (Place w = cell.columns.start + lane(); w < cell.columns.stop; w += kWarp) {
+      sum += static_cast<T>(pixels[h * map.height_stride + w * map.width_stride]);
     }
   }
   sum = sum_lanes(sum);
-  if (lane() == 0) net.pooled[(image * cells + n) * map.channels + channel] = sum / static_cast<T>(area(cell));
+  T* out = net.pooled + (static_cast<int64_t>(image) * cells + n) * map.channels + channel;
+  if (lane() == 0) *out = sum / static_cast<T>(area(cell));
 }
 
 template <typename T>
 ICD_DEVICE void pool_network(const PooledMap<T>& net, int64_t block, PoolShared<T>& shared) {
-  if (net.access == Access::channels) return pool_channels(net, block);
-  if (net.access == Access::large_planes) return pool_large_planes(net, block);
   visit_dtype<T>(net.map.dtype, [&](auto i) {
     using I = decltype(i);
-    if (net.access == Access::planes) pool_planes<I>(net, block, shared.tile);
-    else pool_channel_vectors<I>(net, block);
+    switch (net.access) {
+      case Access::channels: return pool_channels<I>(net, block);
+      case Access::channel_vectors: return pool_channel_vectors<I>(net, block);
+      case Access::planes: return pool_planes<I>(net, block, shared.tile);
+      case Access::large_planes: return pool_large_planes<I>(net, block);
+    }
   });
 }
 

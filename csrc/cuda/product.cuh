@@ -19,58 +19,56 @@ struct ProductShared {
   alignas(16) T right[kDepth][kTile + 4];
 };
 
-// A thread's share of one matrix's next step, on its way from global to shared memory.
-template <typename T, int kTile>
-struct Step {
-  static constexpr int kCount = kTile * kDepth / kThreads;
-  T values[kCount];
-
-  // Neighbouring threads read along whichever of rows and depth is dense.
-  static ICD_DEVICE void place(const Matrix& matrix, int i, int& row, int& depth) {
+// A thread's share of one matrix, [row, depth] of elements I: its part of the next step, on its way from global to shared
+// memory. Neighbouring threads read along whichever of rows and depth is dense; from one of a thread's elements to its
+// next it is always as far, so all places but the first step's are additions.
+template <typename I, typename T, int kTile>
+class Step {
+ public:
+  ICD_DEVICE Step(const Matrix& matrix, int64_t row0, int64_t rows, int64_t depth0) : depth_stride_(matrix.column_stride) {
     const int t = static_cast<int>(threadIdx.x);
-    if (matrix.column_stride == 1) {
-      row = t / kDepth + i * (kThreads / kDepth);
-      depth = t % kDepth;
-    } else {
-      row = (t + i * kThreads) % kTile;
-      depth = (t + i * kThreads) / kTile;
+    const bool along_depth = matrix.column_stride == 1;
+    row_ = along_depth ? t / kDepth : t % kTile;
+    depth_ = along_depth ? t % kDepth : t / kTile;
+    row_step_ = along_depth ? kThreads / kDepth : 0;
+    depth_step_ = along_depth ? 0 : kThreads / kTile;
+    step_ = row_step_ * matrix.row_stride + depth_step_ * matrix.column_stride;
+    rows_ = static_cast<int>(rows - row0 < kTile ? rows - row0 : kTile);
+    next_ = static_cast<const I*>(matrix.data) + (row0 + row_) * matrix.row_stride +
+        (depth0 + depth_) * matrix.column_stride;
+  }
+
+  // The next step, of which `depths` are left.
+  ICD_DEVICE void read(int depths) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool inside = row_ + i * row_step_ < rows_ && depth_ + i * depth_step_ < depths;
+      values_[i] = inside ? static_cast<T>(next_[i * step_]) : T(0);
+    }
+    next_ += kDepth * depth_stride_;
+  }
+
+  // Times factor(row of the tile, depth of the step), where that is inside.
+  template <typename Factor>
+  ICD_DEVICE void scale(int depths, Factor factor) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int row = row_ + i * row_step_, depth = depth_ + i * depth_step_;
+      if (row < rows_ && depth < depths) values_[i] *= factor(row, depth);
     }
   }
 
-  ICD_DEVICE void read(const Matrix& matrix, int64_t row0, int64_t rows, int64_t depth0, int64_t depths) {
+  ICD_DEVICE void write(T (&tile)[kDepth][kTile + 4]) const {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      int row, depth;
-      place(matrix, i, row, depth);
-      const int64_t r = row0 + row, d = depth0 + depth;
-      values[i] = r < rows && d < depths
-          ? load<T>(matrix.data, matrix.dtype, r * matrix.row_stride + d * matrix.column_stride)
-          : T(0);
-    }
+    for (int i = 0; i < kCount; ++i) tile[depth_ + i * depth_step_][row_ + i * row_step_] = values_[i];
   }
 
-  // By the incoming gradient of the image that a row, or a place along the depth, belongs to.
-  ICD_DEVICE void scale(
-      const Matrix& matrix, const Upstream& upstream, bool by_row, int64_t per_image, int64_t row0, int64_t rows,
-      int64_t depth0, int64_t depths) {
-    if (upstream.data == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      int row, depth;
-      place(matrix, i, row, depth);
-      const int64_t place = by_row ? row0 + row : depth0 + depth;
-      if (place < (by_row ? rows : depths)) values[i] *= upstream_of<T>(upstream, place / per_image);
-    }
-  }
-
-  ICD_DEVICE void write(const Matrix& matrix, T (&tile)[kDepth][kTile + 4]) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      int row, depth;
-      place(matrix, i, row, depth);
-      tile[depth][row] = values[i];
-    }
-  }
+ private:
+  static constexpr int kCount = kTile * kDepth / kThreads;
+  const I* next_;
+  int64_t depth_stride_, step_;
+  int row_, depth_, row_step_, depth_step_, rows_;
+  T values_[kCount];
 };
 
 // One thread's part of a tile.
@@ -103,7 +101,8 @@ struct TileSums {
     }
   }
 
-  ICD_DEVICE void write(T* out, int64_t row0, int64_t rows, int64_t column0, int64_t columns) const {
+  // Times `factor`.
+  ICD_DEVICE void write(T* out, int64_t row0, int64_t rows, int64_t column0, int64_t columns, T factor) const {
     const int t = static_cast<int>(threadIdx.x);
 #pragma unroll
     for (int i = 0; i < kQuarters * kMicro; ++i) {
@@ -111,40 +110,52 @@ struct TileSums {
 #pragma unroll
       for (int j = 0; j < kQuarters * kMicro; ++j) {
         const int64_t column = column0 + j / kMicro * kQuarter + t % kGrid * kMicro + j % kMicro;
-        if (row < rows && column < columns) out[row * columns + column] = sums[i][j];
+        if (row < rows && column < columns) out[row * columns + column] = sums[i][j] * factor;
       }
     }
   }
 };
 
-template <typename T, int kTile>
+// The left matrix is in the dtype of the math, the right one of elements I. An incoming gradient that all images share
+// multiplies the sums in the end; where each has its own, the left matrix's elements as they are read.
+template <typename I, bool kByImage, typename T, int kTile>
 ICD_DEVICE void product_tile(
     const Product<T>& product, const ProductArguments<T>& arguments, int64_t block,
     ProductShared<T, kTile>& shared) {
-  const int64_t tiles = product.row_tiles * product.column_tiles;
-  const int64_t row0 = block % tiles / product.column_tiles * kTile, column0 = block % product.column_tiles * kTile;
-  const int64_t split = block / tiles;
+  const Item tiles = static_cast<Item>(product.row_tiles * product.column_tiles);
+  const Item split = static_cast<Item>(block) / tiles, tile = static_cast<Item>(block) - split * tiles;
+  const Item columns = static_cast<Item>(product.column_tiles), tile_row = tile / columns;
+  const int64_t row0 = static_cast<int64_t>(tile_row) * kTile;
+  const int64_t column0 = static_cast<int64_t>(tile - tile_row * columns) * kTile;
   const int64_t begin = split * product.split_depth;
   const int64_t end = begin + product.split_depth < product.depth ? begin + product.split_depth : product.depth;
+  const Upstream& upstream = arguments.upstream;
   TileSums<T, kTile> sums;
-  Step<T, kTile> left, right;
+  Step<T, T, kTile> left(product.left, row0, product.rows, begin);
+  Step<I, T, kTile> right(product.right, column0, product.columns, begin);
   const auto read = [&](int64_t depth) {
-    left.read(product.left, row0, product.rows, depth, end);
-    left.scale(
-        product.left, arguments.upstream, product.upstream_by_row, arguments.cells_per_image, row0, product.rows, depth,
-        end);
-    right.read(product.right, column0, product.columns, depth, end);
+    const int depths = static_cast<int>(end - depth < kDepth ? end - depth : kDepth);
+    left.read(depths);
+    right.read(depths);
+    if constexpr (kByImage) {
+      left.scale(depths, [&](int row, int place) {
+        const auto cell = static_cast<Item>(product.upstream_by_row ? row0 + row : depth + place);
+        return upstream_of<T>(upstream, cell / static_cast<Item>(arguments.cells_per_image));
+      });
+    }
   };
   if (begin < end) read(begin);
   for (int64_t depth = begin; depth < end; depth += kDepth) {
     __syncthreads();
-    left.write(product.left, shared.left);
-    right.write(product.right, shared.right);
+    left.write(shared.left);
+    right.write(shared.right);
     __syncthreads();
     if (depth + kDepth < end) read(depth + kDepth);  // in flight while this step is summed
     sums.add(shared);
   }
-  sums.write(product.out + split * product.rows * product.columns, row0, product.rows, column0, product.columns);
+  const T factor = kByImage ? T(1) : upstream_of<T>(upstream, 0);
+  T* out = product.out + split * product.rows * product.columns;
+  sums.write(out, row0, product.rows, column0, product.columns, factor);
 }
 
 // A warp's lanes take neighbouring columns, the warps take turns at the rows.
@@ -154,12 +165,11 @@ ICD_DEVICE void sum_columns(const ProductArguments<T>& arguments, int64_t block,
   const int64_t column = block * kWarp + lane();
   T sum = 0;
   if (column < sums.columns) {
+    const T* elements = static_cast<const T*>(sums.matrix.data) + column * sums.matrix.column_stride;
 #pragma unroll 4
-    for (int64_t row = warp(); row < sums.rows; row += kWarps) {
-      sum += load<T>(
-                 sums.matrix.data, sums.matrix.dtype,
-                 row * sums.matrix.row_stride + column * sums.matrix.column_stride) *
-          upstream_of<T>(arguments.upstream, row / arguments.cells_per_image);
+    for (Item row = warp(); row < static_cast<Item>(sums.rows); row += kWarps) {
+      sum += elements[row * sums.matrix.row_stride] *
+          upstream_of<T>(arguments.upstream, row / static_cast<Item>(arguments.cells_per_image));
     }
   }
   parts[warp()][lane()] = sum;
@@ -186,7 +196,16 @@ ICD_DEVICE void product_block(const ProductArguments<T>& arguments, ProductBlock
   int64_t block = blockIdx.x;
   for (int i = 0; i < arguments.count; ++i) {
     const int64_t blocks = product_blocks(arguments.products[i]);
-    if (block < blocks) return product_tile(arguments.products[i], arguments, block, shared.tile);
+    if (block < blocks) {
+      const Product<T>& product = arguments.products[i];
+      const Upstream& upstream = arguments.upstream;
+      const bool by_image = upstream.data != nullptr && upstream.stride != 0;
+      return visit_dtype<T>(product.right.dtype, [&](auto right) {
+        using I = decltype(right);
+        if (by_image) product_tile<I, true>(product, arguments, block, shared.tile);
+        else product_tile<I, false>(product, arguments, block, shared.tile);
+      });
+    }
     block -= blocks;
   }
   sum_columns(arguments, block, shared.parts);

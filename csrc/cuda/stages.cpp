@@ -7,6 +7,10 @@ namespace {
 
 int64_t ceil_divide(int64_t count, int64_t step) { return (count + step - 1) / step; }
 
+void check_blocks(int64_t blocks) {
+  check(blocks <= kMostBlocks, "backend 'cuda' cannot number ", blocks, " blocks of work: too large a batch");
+}
+
 template <typename T>
 PooledMap<T> pooled_map(const Network& network, const Tensor& pooled) {
   PooledMap<T> net = {
@@ -14,6 +18,7 @@ PooledMap<T> pooled_map(const Network& network, const Tensor& pooled) {
       .access = Access::planes,
       .scales = scales_of(network.regions.base),
       .pooled = data_of<T>(pooled),
+      .planes = 1,
       .channel_blocks = 1,
       .blocks = 0};
   const FeatureMap& map = net.map;
@@ -23,13 +28,14 @@ PooledMap<T> pooled_map(const Network& network, const Tensor& pooled) {
     net.channel_blocks = ceil_divide(map.channels, warp_channels(map, net.access));
     net.blocks = ceil_divide(map.batch * net.channel_blocks * cells, kWarps);
   } else if (row <= pool_tile<T>()) {
-    const int64_t planes = std::min(kPoolChannels, pool_tile<T>() / row);
-    net.channel_blocks = ceil_divide(map.channels, planes);
+    net.channel_blocks = ceil_divide(map.channels, std::min(kPoolChannels, pool_tile<T>() / row));
+    net.planes = ceil_divide(map.channels, net.channel_blocks);
     net.blocks = map.batch * net.channel_blocks;
   } else {
     net.access = Access::large_planes;
     net.blocks = ceil_divide(map.batch * map.channels * cells, kWarps);
   }
+  check_blocks(net.blocks);
   return net;
 }
 
@@ -376,6 +382,7 @@ UnpoolArguments<T> unpool_arguments(const Tensor& grad, const Tensor& grad_poole
     arguments.channel_blocks = ceil_divide(map.channels, warp_channels(map, arguments.access));
     arguments.blocks = ceil_divide(map.batch * arguments.channel_blocks * pixels, kWarps);
   }
+  check_blocks(arguments.blocks);
   return arguments;
 }
 

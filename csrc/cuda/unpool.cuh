@@ -15,16 +15,18 @@ ICD_DEVICE int64_t pixel_of(const FeatureMap& map, int64_t image, int64_t channe
 
 // One warp's pixel, and the first of its lane's channels.
 struct PixelItem {
-  int64_t image, channel, h, w;
+  int64_t image, channel;
+  Place h, w;
 };
 
 template <typename T>
 ICD_DEVICE PixelItem pixel_item(const UnpoolArguments<T>& arguments, int64_t block, int count) {
   const FeatureMap& map = arguments.map;
-  const int64_t item = block * kWarps + warp(), pixels = map.height * map.width;
-  const int64_t pixel = item / arguments.channel_blocks % pixels;
-  const int64_t channel = (item % arguments.channel_blocks * kWarp + lane()) * count;
-  return {item / arguments.channel_blocks / pixels, channel, pixel / map.width, pixel % map.width};
+  const Item item = static_cast<Item>(block) * kWarps + warp(), blocks = static_cast<Item>(arguments.channel_blocks);
+  const Item place = item / blocks, part = item - place * blocks;
+  const Item width = static_cast<Item>(map.width), pixels = static_cast<Item>(map.height) * width;
+  const Item image = place / pixels, pixel = place - image * pixels, h = pixel / width;
+  return {image, static_cast<int64_t>(part * kWarp + lane()) * count, h, pixel - h * width};
 }
 
 template <typename O, typename T>
@@ -35,7 +37,7 @@ ICD_DEVICE void unpool_channel_vectors(const UnpoolArguments<T>& arguments, int6
   if (item.image >= map.batch || item.channel >= map.channels) return;
   const T* grad = arguments.grad_pooled + item.image * arguments.scales.cells * map.channels + item.channel;
   T sums[kCount] = {};
-  for_each_covering<T>(arguments.scales, map.height, map.width, item.h, item.w, [&](int64_t n, T share) {
+  for_each_covering<T>(arguments.scales, map.height, map.width, item.h, item.w, [&](Place n, T share) {
     const auto values = *reinterpret_cast<const Pack<T, kCount>*>(grad + n * map.channels);
 #pragma unroll
     for (int v = 0; v < kCount; ++v) sums[v] += share * values.values[v];
@@ -51,39 +53,41 @@ template <typename O, typename T>
 ICD_DEVICE void unpool_planes(const UnpoolArguments<T>& arguments, int64_t block) {
   constexpr int kCount = static_cast<int>(kUnpoolChannels);
   const FeatureMap& map = arguments.map;
-  const int64_t thread = block * kThreads + threadIdx.x;
-  const int64_t pixels = map.height * map.width, pixel = thread % pixels;
-  const int64_t channel = thread / pixels % arguments.channel_blocks * kCount;
-  const int64_t image = thread / pixels / arguments.channel_blocks;
+  const Item thread = static_cast<Item>(block) * kThreads + threadIdx.x;
+  const Item width = static_cast<Item>(map.width), pixels = static_cast<Item>(map.height) * width;
+  const Item planes = thread / pixels, pixel = thread - planes * pixels;
+  const Item blocks = static_cast<Item>(arguments.channel_blocks), image = planes / blocks;
+  const int64_t channel = static_cast<int64_t>(planes - image * blocks) * kCount;
   if (image >= map.batch) return;
-  const int64_t h = pixel / map.width, w = pixel % map.width;
+  const Place h = pixel / width, w = pixel - h * width;
   const T* grad = arguments.grad_pooled + image * arguments.scales.cells * map.channels + channel;
+  const int left = static_cast<int>(map.channels - channel < kCount ? map.channels - channel : kCount);
   T sums[kCount] = {};
-  for_each_covering<T>(arguments.scales, map.height, map.width, h, w, [&](int64_t n, T share) {
+  for_each_covering<T>(arguments.scales, map.height, map.width, h, w, [&](Place n, T share) {
+    const T* values = grad + n * map.channels;
 #pragma unroll
     for (int c = 0; c < kCount; ++c) {
-      if (channel + c < map.channels) sums[c] += share * grad[n * map.channels + c];
+      if (c < left) sums[c] += share * values[c];
     }
   });
+  O* out = static_cast<O*>(map.data) + pixel_of(map, image, channel, h, w);
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
-    if (channel + c < map.channels) {
-      static_cast<O*>(map.data)[pixel_of(map, image, channel + c, h, w)] = static_cast<O>(sums[c]);
-    }
+    if (c < left) out[c * map.channel_stride] = static_cast<O>(sums[c]);
   }
 }
 
-template <typename T>
+template <typename O, typename T>
 ICD_DEVICE void unpool_channels(const UnpoolArguments<T>& arguments, int64_t block) {
   const FeatureMap& map = arguments.map;
   const PixelItem item = pixel_item(arguments, block, 1);
   if (item.image >= map.batch || item.channel >= map.channels) return;
   const T* grad = arguments.grad_pooled + item.image * arguments.scales.cells * map.channels + item.channel;
   T sum = 0;
-  for_each_covering<T>(arguments.scales, map.height, map.width, item.h, item.w, [&](int64_t n, T share) {
+  for_each_covering<T>(arguments.scales, map.height, map.width, item.h, item.w, [&](Place n, T share) {
     sum += share * grad[n * map.channels];
   });
-  store(map.data, map.dtype, pixel_of(map, item.image, item.channel, item.h, item.w), sum);
+  static_cast<O*>(map.data)[pixel_of(map, item.image, item.channel, item.h, item.w)] = static_cast<O>(sum);
 }
 
 // out[e] = Σ parts, in the parts' order
@@ -101,10 +105,10 @@ template <typename T>
 ICD_DEVICE void unpool_block(const UnpoolArguments<T>& arguments) {
   const int64_t block = blockIdx.x;
   if (block >= arguments.blocks) return add_parts(arguments, block - arguments.blocks);
-  if (arguments.access == Access::channels) return unpool_channels(arguments, block);
   visit_dtype<T>(arguments.map.dtype, [&](auto o) {
     using O = decltype(o);
-    if (arguments.access == Access::channel_vectors) unpool_channel_vectors<O>(arguments, block);
+    if (arguments.access == Access::channels) unpool_channels<O>(arguments, block);
+    else if (arguments.access == Access::channel_vectors) unpool_channel_vectors<O>(arguments, block);
     else unpool_planes<O>(arguments, block);
   });
 }
