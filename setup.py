@@ -102,7 +102,7 @@ def usable_nvcc() -> tuple[tuple[int, ...], str]:
     return version, ""
 
 
-class Wheel(bdist_wheel):
+class Wheel(bdist_wheel):  # type: ignore[misc]
     """A wheel whose name says what is in it: without the extension it is one for every platform and Python."""
 
     def run(self) -> None:
