@@ -37,7 +37,7 @@ $(DEPENDENCIES): constraints.txt
 
 $(INSTALLED): $(DEPENDENCIES) pyproject.toml setup.py $(shell find csrc -type f)
 	@echo "==> Building the extension and installing the package in place"
-	@$(PIP_INSTALL) --no-build-isolation --editable ".[demo,test,lint]"
+	@$(PIP_INSTALL) --no-build-isolation --editable ".[demo,test,lint,release]"
 	@$(VENV_PYTHON) -c 'import icd_kernels; print("==> Backends here:", ", ".join(icd_kernels.available_backends()))'
 	@touch $@
 

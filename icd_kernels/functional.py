@@ -48,7 +48,7 @@ def icd_loss(
         gram: "class" (the paper: K x K for every image and cell), "spatial" (the released code: cells x cells for every
             image and scale) or "sample" (B x B for every cell).
         pyramid: "adaptive" (every scale pools the map) or "nested" (coarse scales pool the finest grid).
-        normalize: of every local logit vector over the classes: "none", "l2" or "zscore".
+        normalize: of every local logit vector over the classes: "none", "l2", "zscore" or "center" (minus its mean).
         temperature: τ > 0; Gram matrices are divided by it before the softmax.
         scale_weights: one weight of 0 or more for each scale; None is (1, 2, .., S) / (S(S+1)/2). A scale of weight 0
             is not computed.

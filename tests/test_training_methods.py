@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not 
 
 import train_example  # noqa: E402
 from icd_kernels import objectives  # noqa: E402
+from icd_kernels.options import GRAMS, NORMALIZATIONS, PYRAMIDS  # noqa: E402
 from training import networks, options, report, settings  # noqa: E402
 from training.averages import difference  # noqa: E402
 from training.data import Batch  # noqa: E402
@@ -44,6 +45,16 @@ def run(folder: Path, *more: str) -> list[dict[str, Any]]:
     assert train_example.main([*TINY, *places, *more]) == 0
     rows = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "seconds_per_step"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"), [("gram", GRAMS), ("pyramid", PYRAMIDS), ("normalize", NORMALIZATIONS)]
+)
+def test_choices_are_those_of_the_package(option: str, choices: tuple[str, ...]) -> None:
+    for name in choices:
+        assert getattr(options.parse([f"--{option}", name]), option) == name
+    with pytest.raises(SystemExit):
+        options.parse([f"--{option}", "neither"])
 
 
 def test_names_are_those_of_the_objectives() -> None:

@@ -9,7 +9,7 @@
 
 #include "class_gram.cuh"
 #include "points_gram.cuh"
-#include "rows.cuh"
+#include "logits.cuh"
 #include "tasks.cuh"
 
 namespace icd::cuda {
@@ -34,8 +34,8 @@ struct GramShared {
 
 // A region's row of either network, as it comes and normalised.
 template <typename T>
-ICD_DEVICE void gram_row(const GramArguments<T>& arguments, int64_t item) {
-  const int64_t row = item * kWarps + warp(), rows = rows_of(arguments.scales, arguments.batch);
+ICD_DEVICE void gram_row(const GramArguments<T>& arguments, int64_t task) {
+  const int64_t row = task * kWarps + warp(), rows = rows_of(arguments.scales, arguments.batch);
   if (row >= 2 * rows) return;
   const int net = row >= rows;
   const int64_t regions = arguments.scales.cells, image = row % rows / regions, classes = arguments.classes;
@@ -48,7 +48,7 @@ ICD_DEVICE void gram_row(const GramArguments<T>& arguments, int64_t item) {
   if (net == 0 && lane() == 0) arguments.statistics[row] = statistic;
 }
 
-// One cell of the class form; item is its row among the B·N.
+// One cell of the class form; task is its row among the B·N.
 template <typename T>
 ICD_DEVICE void gram_cell(const GramArguments<T>& arguments, int64_t row, ClassShared<T>& shared) {
   const int64_t classes = arguments.classes, rows = rows_of(arguments.scales, arguments.batch);
@@ -70,9 +70,9 @@ ICD_DEVICE void gram_cell(const GramArguments<T>& arguments, int64_t row, ClassS
 }
 
 template <typename T>
-ICD_DEVICE void fold_gradient(const GramArguments<T>& arguments, int64_t item) {
+ICD_DEVICE void fold_gradient(const GramArguments<T>& arguments, int64_t task) {
   const int64_t finest = arguments.finest, cells = finest * finest, classes = arguments.classes;
-  const int64_t row = item * kWarps + warp();
+  const int64_t row = task * kWarps + warp();
   if (row >= arguments.batch * cells) return;
   const LogitSource grad = {
       arguments.grad, kDtype<T>, arguments.scales.cells * classes, classes, 1, 1, 0, nullptr, kDtype<T>, 0, 0};
@@ -99,28 +99,28 @@ ICD_DEVICE void reduce_losses(const GramArguments<T>& arguments, double* parts) 
 }
 
 template <typename T, int kTile>
-ICD_DEVICE void gram_item(const GramArguments<T>& arguments, const Task& task, GramShared<T, kTile>& shared) {
-  if (task.phase == 0) return gram_row(arguments, task.item);
+ICD_DEVICE void gram_task(const GramArguments<T>& arguments, const Task& task, GramShared<T, kTile>& shared) {
+  if (task.phase == 0) return gram_row(arguments, task.number);
   if (task.phase == 3) {
-    const bool last = arguments.loss != nullptr && task.item == arguments.items[3] - 1;
-    return last ? reduce_losses(arguments, shared.parts) : fold_gradient(arguments, task.item);
+    const bool last = arguments.loss != nullptr && task.number == arguments.tasks[3] - 1;
+    return last ? reduce_losses(arguments, shared.parts) : fold_gradient(arguments, task.number);
   }
   if constexpr (kTile == 0) {
-    gram_cell(arguments, task.item, shared.form.cell);
+    gram_cell(arguments, task.number, shared.form.cell);
   } else if (task.phase == 1) {
-    point_rows<T, kTile>(arguments, task.item, shared.form.points);
+    point_rows<T, kTile>(arguments, task.number, shared.form.points);
   } else {
-    point_gradients<T, kTile>(arguments, task.item, shared.form.points);
+    point_gradients<T, kTile>(arguments, task.number, shared.form.points);
   }
 }
 
 template <typename T, int kTile>
 ICD_DEVICE void gram_block(const GramArguments<T>& arguments, GramShared<T, kTile>& shared) {
   for (;;) {
-    const Task task = draw_task(arguments.counters, arguments.items, &shared.ticket);
+    const Task task = draw_task(arguments.counters, arguments.tasks, &shared.ticket);
     if (task.phase == kPhases) return;
-    wait_for_phases(arguments.counters, arguments.items, task.phase);
-    gram_item<T, kTile>(arguments, task, shared);
+    wait_for_phases(arguments.counters, arguments.tasks, task.phase);
+    gram_task<T, kTile>(arguments, task, shared);
     finish_task(arguments.counters, task.phase);
   }
 }

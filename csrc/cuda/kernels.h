@@ -62,7 +62,7 @@ struct PooledMap {
   int64_t blocks;          // of the launch
 };
 
-// Counters of a launch of `gram`: tickets drawn, and items done in each phase. Zero before it.
+// Counters of a launch of `gram`: tickets drawn, and tasks done in each phase. Zero before it.
 constexpr int kPhases = 4;
 constexpr int kCounters = 1 + kPhases;
 
@@ -167,7 +167,7 @@ struct GramArguments {
 
   int32_t tile;  // rows of points that a block compares at a time: 16 or kLargePointTile<T>
   double float64_cost;  // float32 instructions that the device does in the time of one of float64
-  int64_t items[kPhases];
+  int64_t tasks[kPhases];
   int64_t blocks;
   int* counters;
 };

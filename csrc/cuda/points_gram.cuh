@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "rows.cuh"
+#include "logits.cuh"
 
 namespace icd::cuda {
 
@@ -28,21 +28,21 @@ struct PointTile {
 
 // Tiles are numbered group by group: spatial (scale, image), sample (cell).
 template <typename T, int kTile>
-ICD_DEVICE PointTile point_tile(const GramArguments<T>& arguments, int64_t item) {
+ICD_DEVICE PointTile point_tile(const GramArguments<T>& arguments, int64_t task) {
   const Scales& scales = arguments.scales;
   if (arguments.gram == Gram::sample) {
-    const int64_t tiles = ceil_divide(arguments.batch, kTile), n = item / tiles;
+    const int64_t tiles = ceil_divide(arguments.batch, kTile), n = task / tiles;
     const int scale_index = cell_of(scales, n, 1, 1).scale_index;
-    return {{n, scales.cells, arguments.batch, scale_index}, item % tiles * kTile};
+    return {{n, scales.cells, arguments.batch, scale_index}, task % tiles * kTile};
   }
   int64_t first = 0;
   for (int s = 0;; ++s) {
     const int64_t count = static_cast<int64_t>(scales.sizes[s]) * scales.sizes[s];
     const int64_t tiles = ceil_divide(count, kTile);
-    if (item < tiles * arguments.batch) {
-      return {{item / tiles * scales.cells + first, 1, count, s}, item % tiles * kTile};
+    if (task < tiles * arguments.batch) {
+      return {{task / tiles * scales.cells + first, 1, count, s}, task % tiles * kTile};
     }
-    item -= tiles * arguments.batch;
+    task -= tiles * arguments.batch;
     first += count;
   }
 }
@@ -165,10 +165,10 @@ ICD_DEVICE int64_t columns_left(const Points& points, int64_t first) { return po
 
 // losses[row] and row_statistics[row] (tops and shares of student and teacher) of a tile's rows.
 template <typename T, int kTile>
-ICD_DEVICE void point_rows(const GramArguments<T>& arguments, int64_t item, PointsShared<T, kTile>& shared) {
+ICD_DEVICE void point_rows(const GramArguments<T>& arguments, int64_t task, PointsShared<T, kTile>& shared) {
   using Tile = GramTile<T, kTile>;
   constexpr int kMicro = Tile::kMicro;
-  const PointTile tile = point_tile<T, kTile>(arguments, item);
+  const PointTile tile = point_tile<T, kTile>(arguments, task);
   const Points& points = tile.points;
   const int64_t first = tile.first + Tile::row();
   if (arguments.cell_weights[points.scale_index] == 0) {
@@ -306,8 +306,8 @@ ICD_DEVICE void add_pairs(
 
 // The gradient by the raw logits of a tile's rows.
 template <typename T, int kTile>
-ICD_DEVICE void point_gradients(const GramArguments<T>& arguments, int64_t item, PointsShared<T, kTile>& shared) {
-  const PointTile tile = point_tile<T, kTile>(arguments, item);
+ICD_DEVICE void point_gradients(const GramArguments<T>& arguments, int64_t task, PointsShared<T, kTile>& shared) {
+  const PointTile tile = point_tile<T, kTile>(arguments, task);
   const Points& points = tile.points;
   const int64_t classes = arguments.classes;
   const bool counts = arguments.cell_weights[points.scale_index] != 0;

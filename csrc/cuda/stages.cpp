@@ -219,7 +219,7 @@ GramArguments<T> gram_arguments(
   return arguments;
 }
 
-// How many items of work each phase has.
+// How many tasks each phase has.
 template <typename T>
 void plan_gram(GramArguments<T>& arguments, const Stages::Call& call, bool with_gradient) {
   const Scales& scales = arguments.scales;
@@ -227,23 +227,23 @@ void plan_gram(GramArguments<T>& arguments, const Stages::Call& call, bool with_
   const int32_t finest = *std::max_element(scales.sizes, scales.sizes + scales.count);
   const int64_t points = arguments.gram == Gram::sample ? batch : static_cast<int64_t>(finest) * finest;
   arguments.tile = points > 16 ? kLargePointTile<T> : 16;
-  int64_t* items = arguments.items;
-  items[0] = ceil_divide(2 * rows, kWarps);
+  int64_t* tasks = arguments.tasks;
+  tasks[0] = ceil_divide(2 * rows, kWarps);
   if (arguments.gram == Gram::class_) {
-    items[1] = rows;
+    tasks[1] = rows;
   } else if (arguments.gram == Gram::sample) {
-    items[1] = scales.cells * ceil_divide(batch, arguments.tile);
+    tasks[1] = scales.cells * ceil_divide(batch, arguments.tile);
   } else {
     for (int s = 0; s < scales.count; ++s) {
-      items[1] += batch * ceil_divide(static_cast<int64_t>(scales.sizes[s]) * scales.sizes[s], arguments.tile);
+      tasks[1] += batch * ceil_divide(static_cast<int64_t>(scales.sizes[s]) * scales.sizes[s], arguments.tile);
     }
   }
-  items[2] = arguments.gram != Gram::class_ && with_gradient ? items[1] : 0;
-  items[3] = (arguments.folded == nullptr ? 0 : ceil_divide(batch * arguments.finest * arguments.finest, kWarps)) +
+  tasks[2] = arguments.gram != Gram::class_ && with_gradient ? tasks[1] : 0;
+  tasks[3] = (arguments.folded == nullptr ? 0 : ceil_divide(batch * arguments.finest * arguments.finest, kWarps)) +
       (arguments.loss == nullptr ? 0 : 1);
-  const int64_t total = items[0] + items[1] + items[2] + items[3];
+  const int64_t total = tasks[0] + tasks[1] + tasks[2] + tasks[3];
   constexpr int64_t kBlocksPerProcessor = 8;  // as many as fit; further ones would only find the tickets gone
-  check(total < 0x7fffffff, "backend 'cuda' cannot number ", total, " items of work: too large a batch");
+  check(total < 0x7fffffff, "backend 'cuda' cannot number ", total, " tasks: too large a batch");
   arguments.blocks = std::min(total, kBlocksPerProcessor * call.processors);
   arguments.class_sum = class_sum();
   arguments.float64_cost = call.float64_cost;

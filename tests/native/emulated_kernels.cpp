@@ -4,7 +4,7 @@
 #include "../../csrc/cuda/gram.cuh"
 #include "../../csrc/cuda/pool.cuh"
 #include "../../csrc/cuda/product.cuh"
-#include "../../csrc/cuda/rows.cuh"
+#include "../../csrc/cuda/logits.cuh"
 #include "../../csrc/cuda/unpool.cuh"
 
 namespace icd::cuda {

@@ -1,5 +1,5 @@
 #include "launch.cuh"
-#include "rows.cuh"
+#include "logits.cuh"
 
 namespace icd::cuda {
 
