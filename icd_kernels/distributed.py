@@ -60,7 +60,7 @@ class GatheredICDLoss(ICDLoss):
 
     Every process gets the same loss, and with reduction "none" that of every image, in the order of the ranks. The
     gradients are right where they are averaged over the processes; see above. Without a process group, or in a group
-    of one, it is `ICDLoss`. It takes two kernels in place of one: between local logits and Grams the processes talk.
+    of one, it is `ICDLoss`. It takes two kernels in place of one: local logits are all-gathered between them.
 
     Args:
         group: the processes; None is all.

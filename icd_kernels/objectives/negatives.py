@@ -16,8 +16,7 @@ class Negatives(nn.Module):
 
     Args:
         rows: n, the images in the data set.
-        count: k at most; a smaller data set gives as many as it has rows to draw from, n - 1, or with labels n less
-            its largest class.
+        count: upper bound on k, which is capped at n - 1, or with labels at n minus the largest class.
         labels: the class of every image, n of them, or None.
     """
 
