@@ -1,8 +1,8 @@
 """The gate before the clock: a backend whose result is wrong gets no figure.
 
-The judge is the float64 reference. A rival is right when error ≤ 2·eager + TOLERANCE·eps·(1 + rows/abs(loss)): `eager` is
-the error of eager PyTorch in the rival's own dtype, `eps` that dtype's rounding, and the last factor holds for the loss
-only, which sums the KL of `rows` rows: a KL is a difference of logarithms that need not be small themselves.
+The judge is the float64 reference. A rival is right when error ≤ 2·eager + TOLERANCE·eps·(1 + rows/abs(loss)): `eager`
+is the error of eager PyTorch in the rival's own dtype, `eps` that dtype's rounding, and the last factor holds for the
+loss only, which sums the KL of `rows` rows: a KL is a difference of logarithms that need not be small themselves.
 
 An error is one draw of rounding, eager's too: where a gradient is a small difference of large numbers, plain PyTorch in
 another order of operations can be ten times as far off. The released formulation is such an order: where it has the
