@@ -155,19 +155,16 @@ def settings() -> Iterator[tuple[str, int]]:
 @contextmanager
 def changed(name: str, value: int) -> Iterator[None]:
     """One constant of configs.py has another value, and no plan remembers its own."""
-    from icd_kernels.backends.triton import backward, configs, gram_kl, icd_loss, region_logits
+    from icd_kernels.backends.triton import configs, plan
 
-    plans = (icd_loss.plan_icd_loss, backward.plan_backward, region_logits.plan_region_logits, gram_kl._plan)
     before = getattr(configs, name)
     setattr(configs, name, value)
-    for plan in plans:
-        plan.cache_clear()
+    plan.forget()
     try:
         yield
     finally:
         setattr(configs, name, before)
-        for plan in plans:
-            plan.cache_clear()
+        plan.forget()
 
 
 def _timed(case: Case) -> Entry:

@@ -47,9 +47,7 @@ def run(folder: Path, *more: str) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds_per_step"} for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("option", "choices"), [("gram", GRAMS), ("pyramid", PYRAMIDS), ("normalize", NORMALIZATIONS)]
-)
+@pytest.mark.parametrize(("option", "choices"), [("gram", GRAMS), ("pyramid", PYRAMIDS), ("normalize", NORMALIZATIONS)])
 def test_choices_are_those_of_the_package(option: str, choices: tuple[str, ...]) -> None:
     for name in choices:
         assert getattr(options.parse([f"--{option}", name]), option) == name

@@ -81,7 +81,7 @@ class TestLaunch:
         assert configs.class_sum(1000) == expected
 
     def test_products_keep_the_digits_that_were_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        plan = part("plan")
+        plan = part("plan_parts")
         before = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision("highest")
@@ -111,10 +111,9 @@ class TestLaunch:
         assert sum(view.numel() for view in first.counters[1:]) <= counters.SLOT - 2
 
     def test_plans_do_not_grow_with_calls(self) -> None:
-        plan, region_logits = part("plan"), part("region_logits")
+        plan, parts = part("plan"), part("plan_parts")
         tensors = (torch.randn(2, 4, 3, 3), torch.randn(5, 4), None)
         plans = [
-            region_logits.plan_region_logits(plan.layouts(tensors), torch.float32, "ieee", (1, 2), 2, False)
-            for _ in range(100)
+            plan.plan_region_logits(parts.layouts(tensors), torch.float32, "ieee", (1, 2), 2, False) for _ in range(100)
         ]
         assert all(each is plans[0] for each in plans)

@@ -21,10 +21,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from icd_kernels.backends.triton import backward, counters, gram_kl, icd_loss, region_features, region_logits
-from icd_kernels.backends.triton.plan import ceil_div
-
-MODULES = (backward, gram_kl, icd_loss, region_features, region_logits)
+from icd_kernels.backends.triton import counters, kernels, tasks
+from icd_kernels.backends.triton.plan_parts import ceil_div
 
 
 @dataclass
@@ -45,9 +43,7 @@ def interpreted(seed: int | None = None, threads: int = 1) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", _executor(run))
         monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda self, *a, **k: self.rewrite()(*a, **k))
-        for module in MODULES:
-            if hasattr(module, "draw_task"):
-                monkeypatch.setattr(module, "draw_task", _dealer(module.draw_task, run))
+        monkeypatch.setattr(kernels, "draw_task", _dealer(tasks.draw_task, run))
         yield run
     assert_counters_are_zero()
 
@@ -139,7 +135,7 @@ def _stretches(given: dict[str, Any], programs: int) -> list[int]:
     if "batch" not in given:  # nothing waits within the launch
         return [programs]
     if "job" in given:
-        first = programs - _scatter_tasks(given)
+        first = programs - _unpool_tasks(given)
         return [first, programs - first]
     networks = [name for name in ("network", "student", "teacher") if hasattr(given.get(name), "p_pooled")]
     counts = [sum(count(given, name) for name in networks) for count in (_pool_tasks, _project_tasks)]
@@ -152,7 +148,7 @@ def _stretches(given: dict[str, Any], programs: int) -> list[int]:
     return [*counts, rest]
 
 
-def _scatter_tasks(given: dict[str, Any]) -> int:
+def _unpool_tasks(given: dict[str, Any]) -> int:
     job, constants = given["job"], given["CONSTANTS"]
     return 0 if job.p_features is None else given["batch"] * ceil_div(job.channels, constants.CHANNEL_BLOCK)
 

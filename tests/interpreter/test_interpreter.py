@@ -35,9 +35,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from icd_kernels import ICDLoss, available_backends, gram_kl, region_logits
 from icd_kernels.backends import choose
 from icd_kernels.backends.triton import configs
-from icd_kernels.backends.triton.icd_loss import plan_icd_loss
 from icd_kernels.backends.triton.operators import OPERATORS, interprets
-from icd_kernels.options import NORM_FLOOR
+from icd_kernels.backends.triton.plan import plan_icd_loss
+from icd_kernels.options import NORM_FLOOR, make_options
+from icd_kernels.problem import lower, lower_gram
 
 if not interprets():
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
@@ -329,14 +330,17 @@ class TestLaunches:
         backward_operator: Any = backward.icd_loss_backward
         student = Network(2, 2, 2, layout="channels_last", dtype=torch.bfloat16, bias_dtype=torch.float16)
         tensors = Case(student=student, teacher=Network(3, 3, 3, dtype=torch.float32)).tensors()
-        weights = (1 / 3, 2 / 3)
-        options: Any = ((1, 2), weights, gram, "adaptive", "l2", 2.0, reduction)
+        named = make_options(scales=(1, 2), gram=gram, normalize="l2", temperature=2.0, reduction=reduction)
+        problem = lower(
+            named, tensors.student_weight.shape[0], tensors.student_features.shape, tensors.teacher_features.shape
+        )
+        options: Any = problem.options
         loss_of(tensors, TRITON, gram=gram, reduction=reduction, **SMALL)
         features, weight = tensors.student[:2]
         with _Kernels() as kernels:
-            loss, *saved = forward_operator(*tensors, *options, True, True)
+            loss, *saved = forward_operator(*tensors, *options, *problem[1:], True, True)
             layout: Any = (features.shape, features.stride(), features.dtype, torch.float16)
-            backward_operator(loss, *saved, weight, *layout, *options, (True, True, True))
+            backward_operator(loss, *saved, weight, *layout, *options, problem.student_finest, (True, True, True))
         assert kernels.seen == []
 
 
@@ -346,24 +350,25 @@ class TestTorch:
     def test_opcheck(self, gram: str, reduction: str) -> None:
         tensors = Case(classes=3, student=Network(2, 2, 2), teacher=Network(2, 2, 2)).tensors()
         operators = getattr(torch.ops, OPERATORS)
-        options = ((1, 2), (0.5, 0.5), gram, "nested", "l2", 2.0, reduction)
-        torch.library.opcheck(operators.icd_loss.default, (*tensors, *options, True, True))
-        outcome = operators.icd_loss(*tensors, *options, True, True)
+        named = make_options(scales=(1, 2), gram=gram, pyramid="nested", normalize="l2", reduction=reduction)
+        options = lower_gram(named, 3)
+        torch.library.opcheck(operators.icd_loss.default, (*tensors, *options, 2, 2, True, True))
+        outcome = operators.icd_loss(*tensors, *options, 2, 2, True, True)
         features, weight = tensors.student[:2]
         layout = (features.shape, features.stride(), features.dtype, weight.dtype)
-        arguments = (outcome[0], *outcome[1:], weight, *layout, *options, (True, True, True))
+        arguments = (outcome[0], *outcome[1:], weight, *layout, *options, 2, (True, True, True))
         torch.library.opcheck(operators.icd_loss_backward.default, arguments)
 
     def test_opcheck_of_the_parts(self) -> None:
         case = Case(classes=3, student=Network(2, 2, 2))
         features, weight, bias = case.tensors()[:3]
         operators = getattr(torch.ops, OPERATORS)
-        torch.library.opcheck(operators.region_logits.default, (features, weight, bias, (1, 2), "nested", True))
-        logits, pooled = operators.region_logits(features, weight, bias, (1, 2), "nested", True)
+        torch.library.opcheck(operators.region_logits.default, (features, weight, bias, (1, 2), 2, True))
+        logits, pooled = operators.region_logits(features, weight, bias, (1, 2), 2, True)
         layout = (features.shape, features.stride(), features.dtype, weight.dtype)
-        arguments = (logits, pooled, weight, *layout, (1, 2), "nested", (True, True, True))
+        arguments = (logits, pooled, weight, *layout, (1, 2), 2, (True, True, True))
         torch.library.opcheck(operators.region_logits_backward.default, arguments)
-        options = ((1, 2), (0.5, 0.5), "spatial", "l2", 2.0, "none")
+        options = lower_gram(make_options(scales=(1, 2), gram="spatial", normalize="l2", reduction="none"), 3)
         torch.library.opcheck(operators.gram_kl.default, (logits, logits, *options, True))
         loss, saved = operators.gram_kl(logits, logits, *options, True)
         torch.library.opcheck(operators.gram_kl_backward.default, (loss, saved, torch.float32, *options))

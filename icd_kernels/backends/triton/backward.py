@@ -1,74 +1,19 @@
 """From dl/dz to the gradients by features, weight and bias, in one launch."""
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
-from icd_kernels.backends.triton.cell_gradient import cell_task, cell_tasks
-from icd_kernels.backends.triton.fold import fold_gradient
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
-from icd_kernels.backends.triton.launch import Launch
-from icd_kernels.backends.triton.plan import (
-    LANGUAGE_DTYPES,
-    Layout,
-    Layouts,
-    ceil_div,
-    firsts,
-    group_rows,
-    layout,
-    layouts,
-    parts,
-    pitch_of,
-    precision,
-    spaces,
-)
-from icd_kernels.backends.triton.scattering import scatter_task
-from icd_kernels.backends.triton.structs import Backward, NetworkConstants
-from icd_kernels.backends.triton.tasks import draw_task, is_last_task, reset
-from icd_kernels.backends.triton.weight_gradient import weight_task, weight_tasks
+from icd_kernels.backends.triton.plan import BackwardPlan, plan_backward, plan_fold
+from icd_kernels.backends.triton.plan_parts import layout, layouts, pitch_of, precision
+from icd_kernels.backends.triton.structs import Backward
 from icd_kernels.geometry import base_scales, cell_count
 from icd_kernels.problem import GramOptions
-
-
-@triton.jit(do_not_specialize=["batch", "group_images", "splits"])
-def backward_kernel(job, counters, batch, group_images, splits, CONSTANTS: tl.constexpr, SLOT: tl.constexpr):
-    """Tasks in order: gradient by pooled features, by weight and bias, and the former scattered to the pixels."""
-    cells = tl.full((), 0, tl.int32)
-    if job.p_features is not None:
-        cells = tl.cdiv(batch, group_images) * cell_tasks(job, group_images, CONSTANTS)
-    task = draw_task(counters)
-    weight = task - cells
-    scatter = weight - weight_tasks(job, splits, CONSTANTS)
-    if weight < 0:
-        cell_task(task, job, counters, batch, group_images, CONSTANTS)
-    elif scatter < 0:
-        weight_task(weight, job, counters, batch, splits, CONSTANTS)
-    else:
-        if job.p_features is not None:
-            scatter_task(scatter, job, counters, group_images, CONSTANTS)
-    if weight >= 0:
-        if is_last_task(counters, cells):
-            reset(counters, SLOT)
-
-
-@triton.jit
-def fold_kernel(
-    p_gradient, stride_image, stride_cell, stride_class, p_folded, classes, pitch, ACC: tl.constexpr,
-    SCALES: tl.constexpr, FIRSTS: tl.constexpr, FINEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Folds gradients by every cell's logits onto the finest grid, an image for each program."""
-    fold_gradient(
-        p_gradient, stride_image, stride_cell, stride_class, p_folded, tl.program_id(0), classes, pitch, ACC, SCALES,
-        FIRSTS, FINEST, ROWS, BLOCK,
-    )  # fmt: skip
 
 
 def icd_loss_backward(
@@ -111,7 +56,7 @@ def region_logits_backward(
     gradient = grad_logits.transpose(1, 2)  # [B, N, K]
     if finest and batch > 0:
         folded = gradient.new_empty((batch, finest * finest, pitch_of(gradient.shape[2])))
-        launch = _fold_launch(layout(gradient), tuple(scales), finest)
+        launch = plan_fold(layout(gradient), tuple(scales), finest)
         launch(gradient.device, partial(_fold_arguments, folded), (gradient,), (folded,))
         gradient = folded
     return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, base, wanted)
@@ -119,25 +64,6 @@ def region_logits_backward(
 
 def _fold_arguments(folded: Tensor, gradient: Tensor) -> tuple[Any, ...]:
     return gradient, *gradient.stride(), folded, gradient.shape[2], folded.shape[2]
-
-
-@lru_cache(maxsize=1024)
-def _fold_launch(gradient: Layout, scales: tuple[int, ...], finest: int) -> Launch:
-    return Launch(
-        fold_kernel, gradient.shape[0], ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=scales, FIRSTS=firsts(scales),
-        FINEST=finest, ROWS=configs.PAIR_BLOCK, BLOCK=configs.PAIR_DEPTH,
-    )  # fmt: skip
-
-
-class _Plan(NamedTuple):
-    """All that a call needs but tensors."""
-
-    numbers: tuple[int, ...]
-    """Those of `Backward`, in its order."""
-    division: tuple[int, int]
-    """Images whose cells are rows of one product, and parts that the weight's gradient is summed in."""
-    spaces: tuple[int, ...]
-    launch: Launch
 
 
 def _gradients(
@@ -180,7 +106,7 @@ def _gradients(
 
 
 def _job(
-    plan: _Plan, wanted: Sequence[bool], given: tuple[Any, ...], space: Tensor, outputs: tuple[Tensor, ...]
+    plan: BackwardPlan, wanted: Sequence[bool], given: tuple[Any, ...], space: Tensor, outputs: tuple[Tensor, ...]
 ) -> Backward:
     """What the kernel reads and writes."""
     gradient, upstream, pooled, weight = given
@@ -199,77 +125,4 @@ def _job(
         outputs[1] if by_weight else None,
         outputs[2] if by_bias else None,
         *plan.numbers,
-    )
-
-
-@lru_cache(maxsize=1024)
-def plan_backward(
-    tensors: Layouts,
-    outputs: Any,
-    bias_dtype: torch.dtype,
-    base: tuple[int, ...],
-    wanted: tuple[bool, bool, bool],
-    products: str,
-) -> _Plan:
-    """`tensors`: dl/dz, the upstream gradient and the weight; `outputs`, `bias_dtype`: of the gradients to write."""
-    gradient, weight, features = Layout(*tensors[0]), Layout(*tensors[2]), Layout(*outputs)
-    upstream = None if tensors[1] is None else Layout(*tensors[1])
-    by_features, by_weight, by_bias = wanted
-    classes, channels = weight.shape
-    batch = features.shape[0]
-    constants = backward_constants(gradient, features, base, products)
-    group_images = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
-    group_tiles = ceil_div(group_images * constants.CELLS, constants.ROW_BLOCK)
-    blocks = ceil_div(channels, constants.CLASS_BLOCK)
-    cells = ceil_div(batch, group_images) * group_tiles * blocks if by_features else 0
-    tiles = ceil_div(classes, constants.ROW_BLOCK) * (blocks if by_weight else 1) if by_weight or by_bias else 0
-    rows = batch * constants.CELLS
-    splits = configs.splits(tiles, rows, constants.DEPTH_BLOCK, configs.WEIGHT_SPREAD)
-    scatter = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
-    stride_upstream = 0 if upstream is None or not upstream.shape else upstream.stride[0]
-    return _Plan(
-        numbers=(
-            *(*gradient.stride, stride_upstream, *weight.stride, *features.stride),
-            *(classes, channels, gradient.shape[2]),
-        ),
-        division=(group_images, splits),
-        spaces=spaces(
-            batch * constants.CELLS * channels if by_features else 0,
-            0 if splits == 1 else splits * classes * (channels * by_weight + 1),
-        ),
-        launch=Launch(
-            backward_kernel,
-            cells + tiles * splits + scatter,
-            registers=configs.backward_registers(gradient.dtype),
-            CONSTANTS=constants,
-            SLOT=counter_slots.SLOT,
-        ),
-    )
-
-
-def backward_constants(gradient: Layout, features: Layout, base: tuple[int, ...], products: str) -> NetworkConstants:
-    """What the kernel is compiled for."""
-    _, channels, height, width = features.shape
-    cells = cell_count(base)
-    row_block, class_block, depth_block = configs.backward_blocks(gradient.dtype, products)
-    return NetworkConstants(
-        ACC=LANGUAGE_DTYPES[gradient.dtype],
-        POOL=LANGUAGE_DTYPES[gradient.dtype],
-        SCALES=base,
-        FIRSTS=firsts(base),
-        CELLS=cells,
-        HEIGHT=height,
-        WIDTH=width,
-        ALIGN=math.gcd(features.stride[1], 16),
-        FLAT=height == 1 or features.stride[2] == width * features.stride[3],
-        ROWS_APART=gradient.stride[0] != cells * gradient.stride[1],
-        BAND=1,
-        PRECISION=products,
-        PARTS=parts(LANGUAGE_DTYPES[gradient.dtype]),
-        CELL_BLOCK=configs.cell_block(cells),
-        PIXEL_BLOCK=configs.pixel_block(height * width, gradient.dtype),
-        CHANNEL_BLOCK=configs.channel_block(channels, cells, 8 * features.dtype.itemsize),
-        ROW_BLOCK=row_block,
-        CLASS_BLOCK=class_block,
-        DEPTH_BLOCK=depth_block,
     )

@@ -15,9 +15,9 @@ the compiled code (instructions, shared-memory conflicts, latencies of an H100),
 - class: a thread holds two rows and walks over the columns: 29 instructions for a pair of both networks where sums over
   tiles took 121 (model); from LINEAR_FROM classes on, the sums linear in K where they are estimated to cost less
   (model).
-- spatial: a scale's logits are one tile where there are at most PAIR_BLOCK cells and RESIDENT_CLASSES classes; products
-  of float32 by fused multiply-adds, 5.1 us where three TF32 products take 6.7 and spill (model).
-- spatial otherwise, sample: Gram tiles [PAIR_BLOCK, PAIR_BLOCK] over PAIR_DEPTH classes at a time.
+- spatial: a scale's logits are one tile where there are at most POINT_BLOCK cells and RESIDENT_CLASSES classes; its
+  products of float32 by fused multiply-adds, 5.1 us where three TF32 products take 6.7 and spill (model).
+- spatial otherwise, sample: Gram tiles [POINT_BLOCK, POINT_BLOCK] over POINT_DEPTH classes at a time.
 - 168 registers in the forward, three programs on a multiprocessor (GPU); as many as it likes in the backward (model).
 - Stages: 3 (GPU). With eight warps every forward was slower (GPU).
 """
@@ -125,12 +125,12 @@ def row_band(head_bytes: int, tile_bytes: int) -> int:
 def resident(classes: int, scales: Sequence[int], dtype: torch.dtype) -> int:
     """Classes of a spatial Gram matrix that is kept in registers, or 0 where it is too large for that."""
     limit = RESIDENT_CLASSES // (4 if dtype == torch.float64 else 1)
-    fits = max(scales) ** 2 <= PAIR_BLOCK and classes <= limit
+    fits = max(scales) ** 2 <= POINT_BLOCK and classes <= limit
     return power_of_two(classes, 16, limit) if fits else 0
 
 
-def pair_vector(classes: int) -> int:
-    """Classes of PAIR_BLOCK rows read at a time where they are not multiplied."""
+def point_vector(classes: int) -> int:
+    """Classes of POINT_BLOCK rows read at a time where they are not multiplied."""
     return power_of_two(classes, 32, 64)
 
 
@@ -173,5 +173,5 @@ def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:
 
 RESIDENT_CLASSES = 256
 """The most classes whose logits of a scale stay in registers."""
-PAIR_BLOCK, PAIR_DEPTH = 16, 32
+POINT_BLOCK, POINT_DEPTH = 16, 32
 """Side of a Gram tile between vectors, and the classes of one step of its products."""

@@ -33,7 +33,7 @@ def normalize_cell(
 @triton.jit
 def image_group(batch, FORM: tl.constexpr):
     """Images that share a counter, and that one program sums up and folds: whole blocks of rows for sample."""
-    block: tl.constexpr = FORM.PAIR_BLOCK if FORM.GRAM == SAMPLE else 1
+    block: tl.constexpr = FORM.POINT_BLOCK if FORM.GRAM == SAMPLE else 1
     return block * tl.cdiv(tl.cdiv(batch, block), MOST_GROUPS)
 
 
@@ -54,7 +54,7 @@ def finish_images(image, units, block, work, counters, batch, wants_gradient, FO
                 if wants_gradient:
                     fold_gradient(
                         work.p_gradient, work.pitch * FORM.CELLS, work.pitch, 1, work.p_saved, done, work.pitch,
-                        work.pitch, FORM.ACC, FORM.SCALES, FORM.FIRSTS, FORM.FINEST, FORM.PAIR_BLOCK, FORM.PAIR_DEPTH,
+                        work.pitch, FORM.ACC, FORM.SCALES, FORM.FIRSTS, FORM.FINEST, FORM.POINT_BLOCK, FORM.POINT_DEPTH,
                     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def gram_task(
 def gram_tasks(batch, wants_gradient, FORM: tl.constexpr):
     """How many tasks the stage has."""
     if FORM.GRAM == SAMPLE:
-        blocks = tl.cdiv(batch, FORM.PAIR_BLOCK)
+        blocks = tl.cdiv(batch, FORM.POINT_BLOCK)
         count = FORM.CELLS * (batch + blocks * (1 + wants_gradient))
     else:
         count = batch * FORM.UNITS

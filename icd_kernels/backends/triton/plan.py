@@ -1,291 +1,302 @@
-"""What a launch needs, from tensors and options: sizes, strides, blocks, workspace."""
+"""What each operator's call needs but tensors, planned once for tensors of one layout and options of one kind."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from itertools import accumulate
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
-from torch import Tensor
 
 from icd_kernels.backends.triton import configs
-from icd_kernels.backends.triton.operators import interprets
-from icd_kernels.backends.triton.structs import GROUPS, PITCH, Form, Logits, Network, NetworkConstants
-from icd_kernels.geometry import base_scales, cell_count
-from icd_kernels.problem import CLASS, MEAN, SAMPLE, SPATIAL, GramOptions
+from icd_kernels.backends.triton import counters as counter_slots
+from icd_kernels.backends.triton.kernels import (
+    backward_kernel,
+    fold_kernel,
+    gram_kl_kernel,
+    icd_loss_kernel,
+    region_features_backward_kernel,
+    region_features_kernel,
+    region_logits_kernel,
+    scale_kernel,
+)
+from icd_kernels.backends.triton.launch import Launch
+from icd_kernels.backends.triton.plan_parts import (
+    LANGUAGE_DTYPES,
+    GramPlan,
+    Layout,
+    Layouts,
+    NetworkPlan,
+    ceil_div,
+    firsts,
+    gram_precision,
+    group_rows,
+    map_constants,
+    pitch_of,
+    plan_gram,
+    plan_network,
+    pool_dtype,
+    spaces,
+)
+from icd_kernels.backends.triton.structs import NetworkConstants
+from icd_kernels.problem import CLASS, NONE, SPATIAL, GramOptions
 
-LANGUAGE_DTYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-
-
-def ceil_div(count: int, size: int) -> int:
-    """How many blocks of `size` hold `count`."""
-    return -(-count // size)
-
-
-def firsts(scales: Sequence[int]) -> tuple[int, ...]:
-    """First cell of each scale."""
-    return tuple(accumulate((scale * scale for scale in scales[:-1]), initial=0))
-
-
-def pool_dtype(features: torch.dtype, dtype: torch.dtype) -> Any:
-    """The dtype in which features are pooled: their own, unless the math is wider or Triton's interpreter runs it,
-    whose products of bfloat16 multiply bit patterns."""
-    is_exact = dtype == torch.float32 and not interprets()
-    return LANGUAGE_DTYPES[features if is_exact else dtype]
-
-
-def parts(values: Any) -> int:
-    """How many numbers a pixel's or a cell's value is summed as on the tensor cores: three bfloat16 for a float32."""
-    return 3 if values == tl.float32 and not interprets() else 1
-
-
-def exact_products(dtype: torch.dtype) -> str:
-    """input_precision that keeps every digit of `dtype`: float32 as three products of TF32, where there is TF32."""
-    return "tf32x3" if dtype == torch.float32 and torch.version.hip is None else "ieee"
+SCALE_BLOCK = 1024
 
 
-def precision(dtype: torch.dtype) -> str:
-    """input_precision of the products with weights: float32 follows `torch.get_float32_matmul_precision()`."""
-    is_fast = torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if is_fast and exact_products(dtype) == "tf32x3" else exact_products(dtype)
+class ICDLossPlan(NamedTuple):
+    """All that a call needs but tensors."""
+
+    student: NetworkPlan
+    teacher: NetworkPlan
+    gram: GramPlan
+    keeps: bool
+    """Whether logits are saved, rather than dl/dz."""
+    saved_shape: tuple[int, ...]
+    pooled_shape: tuple[int, ...]
+    spaces: tuple[int, ...]
+    space: int
+    """Numbers of workspace, in pieces of `spaces`."""
+    classes: int
+    launch: Launch
 
 
-def gram_precision(products: str) -> str:
-    """input_precision of Gram matrices: small, and exponents of what follows, so that float32 stays float32."""
-    return "tf32" if products == "tf32" else "ieee"
+@lru_cache(maxsize=1024)
+def plan_icd_loss(
+    student_layouts: Layouts,
+    teacher_layouts: Layouts,
+    device: torch.device,
+    dtype: torch.dtype,
+    products: str,
+    class_sum: str,
+    options: GramOptions,
+    student_finest: int,
+    teacher_finest: int,
+    save_gradient: bool,
+    save_pooled: bool,
+) -> ICDLossPlan:
+    batch, classes = student_layouts[0][0][0], student_layouts[1][0][0]
+    student = plan_network(student_layouts, dtype, products, options.scales, student_finest)
+    teacher = plan_network(teacher_layouts, dtype, products, options.scales, teacher_finest)
+    keeps = options.keeps_logits and save_gradient
+    gradient = save_gradient and not keeps
+    plan = plan_gram(
+        batch, classes, dtype, options, gradient, 0 if options.keeps_logits else student_finest,
+        gram_precision(products), student_finest, teacher_finest, class_sum, configs.double_cost(device),
+    )  # fmt: skip
+    cells, base, pitch = plan.form.CELLS, student.constants.CELLS, pitch_of(classes)
+    saved_shape = (2, batch, cells, classes) if keeps else (batch, base, pitch)
+    image = batch * cells * pitch
+    sizes = spaces(
+        teacher.pooled_size, 0 if save_pooled else student.pooled_size, teacher.logits_size, student.logits_size,
+        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if options.reduction == NONE else batch,
+        image if plan.form.FINEST > 0 and gradient else 0,
+    )  # fmt: skip
+    return ICDLossPlan(
+        student=student,
+        teacher=teacher,
+        gram=plan,
+        keeps=keeps,
+        saved_shape=saved_shape if save_gradient else (0,),
+        pooled_shape=(batch, base, student_layouts[0][0][1]) if save_pooled else (0,),
+        spaces=sizes,
+        space=sum(sizes),
+        classes=classes,
+        launch=Launch(
+            icd_loss_kernel,
+            teacher.tasks + student.tasks + plan.tasks,
+            registers=configs.registers(options.gram, classes, dtype),
+            STUDENT=student.constants,
+            TEACHER=teacher.constants,
+            FORM=plan.form,
+            SLOT=counter_slots.SLOT,
+        ),
+    )
 
 
-class Layout(NamedTuple):
-    """Tensor metadata that a plan depends on."""
+class RegionLogitsPlan(NamedTuple):
+    """All that a call needs but tensors."""
 
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-Layouts = tuple[Any, ...]
-"""Of several tensors, each a `Layout` or a plain tuple of its fields, which takes a third of the time to make and to
-look up; None for a tensor that is left out."""
+    network: NetworkPlan
+    cells: int
+    is_direct: bool
+    """Whether the projection already writes the logits."""
+    spaces: tuple[int, ...]
+    launch: Launch
 
 
-def layout(tensor: Tensor | None) -> Layout | None:
-    """The tensor's layout; only its place in memory is left out."""
-    return None if tensor is None else Layout(tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def layouts(tensors: Sequence[Tensor | None]) -> Layouts:
-    """The layouts of several tensors."""
-    return tuple([None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
-
-
-def class_sum_of(gram: int, classes: int) -> str:
-    """How class form is summed; other forms do not ask the environment."""
-    return configs.class_sum(classes) if gram == CLASS else "exact"
-
-
-def pitch_of(classes: int) -> int:
-    """From one row of K numbers of workspace to the next."""
-    return ceil_div(classes, PITCH) * PITCH
-
-
-class NetworkPlan(NamedTuple):
-    """One network's part of a launch: all of the kernel's arguments but tensors, and its workspace's sizes."""
-
-    constants: NetworkConstants
-    numbers: tuple[int, ...]
-    """Those of `Network`, in its order."""
-    cells_pitch: int
-    """From one image's projected logits to the next."""
-    division: tuple[int, int]
-    """Images of a group, and parts of the channels (projection.divided)."""
-    tasks: int
-    """Of pooling and projection."""
-    pooled_size: int
-    logits_size: int
-
-    def arguments(self, *tensors: Any) -> Network:
-        """The kernel's view of the network: features, weight, bias, pooled features and logits."""
-        return Network(*tensors, *self.numbers)
-
-    def logits(self, logits: Tensor, arrivals: Tensor) -> Logits:
-        """Its projected logits, as the Gram stage reads them."""
-        pitch = self.cells_pitch // self.constants.CELLS
-        return Logits(logits, arrivals, pitch, self.cells_pitch, pitch, 1)
-
-
-def plan_network(
-    network: Layouts,
+@lru_cache(maxsize=1024)
+def plan_region_logits(
+    layouts: Layouts,
     dtype: torch.dtype,
     products: str,
     scales: tuple[int, ...],
     finest: int,
-    pitch: int = 0,
-) -> NetworkPlan:
-    """How one network, given by its features, weight and bias, is pooled and projected.
-
-    `products`: see :func:`precision`. `pitch`: of its logits, if not that of workspace.
-    """
-    features, weight = Layout(*network[0]), Layout(*network[1])
-    bias = None if network[2] is None else Layout(*network[2])
-    constants = _network_constants(features, weight, dtype, products, base_scales(scales, finest))
-    batch, channels = features.shape[:2]
-    classes, cells = weight.shape[0], constants.CELLS
-    group_images = group_rows(batch, cells, constants.ROW_BLOCK)
-    group_tiles = ceil_div(group_images * cells, constants.ROW_BLOCK) * ceil_div(classes, constants.CLASS_BLOCK)
-    groups = ceil_div(batch, group_images)
-    splits = configs.splits(groups * group_tiles, channels, constants.DEPTH_BLOCK)
-    pool_tasks = batch * ceil_div(cells, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
-    pitch = pitch or pitch_of(classes)
-    bias_stride = 0 if bias is None else bias.stride[0]
-    return NetworkPlan(
-        constants=constants,
-        numbers=(channels, classes, pitch, *features.stride, *weight.stride, bias_stride),
-        cells_pitch=cells * pitch,
-        division=(group_images, splits),
-        tasks=pool_tasks + groups * group_tiles * splits,
-        pooled_size=batch * cells * channels,
-        logits_size=splits * batch * cells * pitch,
+    save_pooled: bool,
+) -> RegionLogitsPlan:
+    batch, classes = layouts[0][0][0], layouts[1][0][0]
+    network = plan_network(layouts, dtype, products, scales, finest)
+    is_direct = finest == 0 and network.division[1] == 1
+    if is_direct:
+        network = plan_network(layouts, dtype, products, scales, finest, pitch=classes)
+    plain = GramOptions(scales, (1.0,) * len(scales), CLASS, (0.0, 0.0), 1.0, NONE)
+    form = plan_gram(batch, classes, dtype, plain, False, 0, gram_precision(products), finest, finest).form
+    return RegionLogitsPlan(
+        network,
+        form.CELLS,
+        is_direct,
+        spaces(0 if save_pooled else network.pooled_size, 0 if is_direct else network.logits_size),
+        Launch(
+            region_logits_kernel,
+            network.tasks + (0 if is_direct else batch * form.CELLS),
+            registers=configs.MOST_REGISTERS if dtype == torch.float64 else None,
+            NETWORK=network.constants,
+            FORM=form,
+            SLOT=counter_slots.SLOT,
+        ),
     )
 
 
-def group_rows(batch: int, cells: int, row_block: int) -> int:
-    """Images whose cells are rows of one matrix product.
+@lru_cache(maxsize=1024)
+def plan_gram_kl(
+    student: Layout,
+    teacher: Layout,
+    raw: Layout | None,
+    upstream: Layout | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    products: str,
+    class_sum: str,
+    options: GramOptions,
+    gradient: bool,
+    finest: int,
+) -> tuple[GramPlan, tuple[int, ...], Launch]:
+    """The Gram stage, its workspace and its launch."""
+    batch, cells, classes = student.shape
+    plan = plan_gram(
+        batch, classes, dtype, options, gradient, finest, gram_precision(products), 0, 0, class_sum,
+        configs.double_cost(device),
+    )  # fmt: skip
+    image = batch * cells * pitch_of(classes)
+    sizes = spaces(
+        image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if options.reduction == NONE else batch,
+        image if finest else 0,
+    )  # fmt: skip
+    registers = None if options.gram == SPATIAL else configs.registers(options.gram, classes, dtype)
+    return plan, sizes, Launch(gram_kl_kernel, plan.tasks, registers=registers, FORM=plan.form, SLOT=counter_slots.SLOT)
 
-    The fewest images that fill their tiles as well as any: 3 of 21 cells take one tile of 64 rows, where each in a
-    tile of its own would leave two thirds of it empty.
-    """
-    most = max(1, min(batch, max(row_block // cells, configs.GROUP_IMAGES)))
-    tiles = [ceil_div(images * cells, row_block) / images for images in range(1, most + 1)]
-    fullest = next(images for images, share in enumerate(tiles, 1) if share <= 1.02 * min(tiles))
-    return max(fullest, ceil_div(batch, GROUPS))
+
+@lru_cache(maxsize=1024)
+def plan_scale(saved: Layout, dtype: torch.dtype, upstream: Layout | None) -> Launch:
+    batch, cells, classes = saved.shape
+    return Launch(scale_kernel, batch * ceil_div(cells * classes, SCALE_BLOCK), BLOCK=SCALE_BLOCK)
 
 
-def _network_constants(
-    features: Layout, weight: Layout, dtype: torch.dtype, products: str, base: tuple[int, ...]
-) -> NetworkConstants:
-    """What the kernel is compiled for, on the base scales."""
-    channels = features.shape[1]
-    pool = pool_dtype(features.dtype, dtype)
-    row_block, class_block, depth_block = configs.product_blocks(dtype, products)
-    head_bytes, tile_bytes = weight.shape[0] * channels * weight.dtype.itemsize, row_block * channels * dtype.itemsize
-    return map_constants(features, dtype, pool, base)._replace(
-        BAND=configs.row_band(head_bytes, tile_bytes),
+class BackwardPlan(NamedTuple):
+    """All that a call needs but tensors."""
+
+    numbers: tuple[int, ...]
+    """Those of `Backward`, in its order."""
+    division: tuple[int, int]
+    """Images whose cells are rows of one product, and parts that the weight's gradient is summed in."""
+    spaces: tuple[int, ...]
+    launch: Launch
+
+
+@lru_cache(maxsize=1024)
+def plan_backward(
+    tensors: Layouts,
+    outputs: Any,
+    bias_dtype: torch.dtype,
+    base: tuple[int, ...],
+    wanted: tuple[bool, bool, bool],
+    products: str,
+) -> BackwardPlan:
+    """`tensors`: dl/dz, the upstream gradient and the weight; `outputs`, `bias_dtype`: of the gradients to write."""
+    gradient, weight, features = Layout(*tensors[0]), Layout(*tensors[2]), Layout(*outputs)
+    upstream = None if tensors[1] is None else Layout(*tensors[1])
+    by_features, by_weight, by_bias = wanted
+    classes, channels = weight.shape
+    batch = features.shape[0]
+    constants = backward_constants(gradient, features, base, products)
+    group_images = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
+    group_tiles = ceil_div(group_images * constants.CELLS, constants.ROW_BLOCK)
+    blocks = ceil_div(channels, constants.CLASS_BLOCK)
+    cells = ceil_div(batch, group_images) * group_tiles * blocks if by_features else 0
+    tiles = ceil_div(classes, constants.ROW_BLOCK) * (blocks if by_weight else 1) if by_weight or by_bias else 0
+    rows = batch * constants.CELLS
+    splits = configs.splits(tiles, rows, constants.DEPTH_BLOCK, configs.WEIGHT_SPREAD)
+    scatter = batch * ceil_div(channels, constants.CHANNEL_BLOCK) if by_features else 0
+    stride_upstream = 0 if upstream is None or not upstream.shape else upstream.stride[0]
+    return BackwardPlan(
+        numbers=(
+            *(*gradient.stride, stride_upstream, *weight.stride, *features.stride),
+            *(classes, channels, gradient.shape[2]),
+        ),
+        division=(group_images, splits),
+        spaces=spaces(
+            batch * constants.CELLS * channels if by_features else 0,
+            0 if splits == 1 else splits * classes * (channels * by_weight + 1),
+        ),
+        launch=Launch(
+            backward_kernel,
+            cells + tiles * splits + scatter,
+            registers=configs.backward_registers(gradient.dtype),
+            CONSTANTS=constants,
+            SLOT=counter_slots.SLOT,
+        ),
+    )
+
+
+def backward_constants(gradient: Layout, features: Layout, base: tuple[int, ...], products: str) -> NetworkConstants:
+    """What the kernel is compiled for."""
+    accumulates = LANGUAGE_DTYPES[gradient.dtype]
+    row_block, class_block, depth_block = configs.backward_blocks(gradient.dtype, products)
+    constants = map_constants(features, gradient.dtype, accumulates, base)
+    return constants._replace(
+        ROWS_APART=gradient.stride[0] != constants.CELLS * gradient.stride[1],
         PRECISION=products,
+        CHANNEL_BLOCK=configs.channel_block(features.shape[1], constants.CELLS, 8 * features.dtype.itemsize),
         ROW_BLOCK=row_block,
         CLASS_BLOCK=class_block,
         DEPTH_BLOCK=depth_block,
     )
 
 
-def map_constants(features: Layout, dtype: torch.dtype, pool: Any, scales: tuple[int, ...]) -> NetworkConstants:
-    """For a launch that pools a map over every cell of `scales` by itself, or scatters; no product is in it."""
-    _, channels, height, width = features.shape
-    cells = cell_count(scales)
-    return NetworkConstants(
-        ACC=LANGUAGE_DTYPES[dtype],
-        POOL=pool,
-        SCALES=scales,
-        FIRSTS=firsts(scales),
-        CELLS=cells,
-        HEIGHT=height,
-        WIDTH=width,
-        ALIGN=math.gcd(features.stride[1], 16),
-        FLAT=height == 1 or features.stride[2] == width * features.stride[3],
-        ROWS_APART=False,
-        BAND=1,
-        PRECISION="ieee",
-        PARTS=parts(pool),
-        CELL_BLOCK=configs.cell_block(cells),
-        PIXEL_BLOCK=configs.pixel_block(height * width, dtype),
-        CHANNEL_BLOCK=configs.channel_block(channels, cells, pool.primitive_bitwidth),
-        ROW_BLOCK=1,
-        CLASS_BLOCK=1,
-        DEPTH_BLOCK=1,
+@lru_cache(maxsize=1024)
+def plan_fold(gradient: Layout, scales: tuple[int, ...], finest: int) -> Launch:
+    return Launch(
+        fold_kernel, gradient.shape[0], ACC=LANGUAGE_DTYPES[gradient.dtype], SCALES=scales, FIRSTS=firsts(scales),
+        FINEST=finest, ROWS=configs.POINT_BLOCK, BLOCK=configs.POINT_DEPTH,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def plan_region_features(features: Layout, dtype: torch.dtype, scales: tuple[int, ...]) -> Launch:
+    constants = map_constants(features, dtype, pool_dtype(features.dtype, dtype), scales)
+    batch, channels = features.shape[:2]
+    blocks = ceil_div(constants.CELLS, constants.CELL_BLOCK) * ceil_div(channels, constants.CHANNEL_BLOCK)
+    return Launch(region_features_kernel, batch * blocks, NETWORK=constants)
+
+
+@lru_cache(maxsize=1024)
+def plan_region_features_backward(features: Layout, dtype: torch.dtype, scales: tuple[int, ...]) -> Launch:
+    constants = map_constants(features, dtype, LANGUAGE_DTYPES[dtype], scales)
+    batch, channels = features.shape[:2]
+    return Launch(
+        region_features_backward_kernel, batch * ceil_div(channels, constants.CHANNEL_BLOCK), CONSTANTS=constants
     )
 
 
-class GramPlan(NamedTuple):
-    """The Gram stage of a launch."""
-
-    form: Form
-    gradient: bool
-    """Whether dl/dz is wanted."""
-    tasks: int
-    units: int
-    rows_size: int
-    nodes_size: int
-    """float64 numbers of workspace."""
-
-
-def plan_gram(
-    batch: int,
-    classes: int,
-    dtype: torch.dtype,
-    options: GramOptions,
-    gradient: bool,
-    finest: int,
-    products: str,
-    student_finest: int,
-    teacher_finest: int,
-    class_sum: str = "exact",
-    double_cost: int = 8,
-) -> GramPlan:
-    """How losses and dl/dz follow from local logits; `finest` is the grid dl/dz is folded onto, 0 for none."""
-    scales, gram = options.scales, options.gram
-    cells = cell_count(scales)
-    units = len(scales) if gram == SPATIAL else cells
-    class_sum = class_sum if gram == CLASS else "exact"
-    class_rows, class_columns = configs.class_blocks(classes, dtype)
-    form = Form(
-        ACC=LANGUAGE_DTYPES[dtype],
-        SCALES=scales,
-        FIRSTS=firsts(scales),
-        WEIGHTS=options.cell_weights,
-        CELLS=cells,
-        GRAM=gram,
-        CENTRE=options.normalize[0],
-        SPREAD=options.normalize[1],
-        REDUCTION=options.reduction,
-        FINEST=finest,
-        PRECISION=products,
-        MEANS=exact_products(dtype),
-        STUDENT_FINEST=student_finest,
-        TEACHER_FINEST=teacher_finest,
-        UNITS=units,
-        UNIT_BLOCK=configs.power_of_two(units, 1, 1 << 30),
-        VECTOR_BLOCK=configs.vector_block(classes),
-        CLASS_SUM=class_sum,
-        NODE_SPACE=configs.node_space(classes),
-        NODE_SIZE=0 if class_sum == "exact" else 17 * configs.node_space(classes),
-        DOUBLE_COST=double_cost,
-        CLASS_ROWS=class_rows,
-        CLASS_COLUMNS=class_columns,
-        FAST_EXP2=dtype == torch.float32 and torch.version.hip is None and not interprets(),
-        PAIR_BLOCK=configs.PAIR_BLOCK,
-        RESIDENT=configs.resident(classes, scales, dtype) if gram == SPATIAL else 0,
-        PAIR_DEPTH=configs.PAIR_DEPTH,
-        PAIR_VECTOR=configs.pair_vector(classes),
-    )
-    tasks = batch * units
-    if gram == SAMPLE:
-        tasks += cells * ceil_div(batch, configs.PAIR_BLOCK) * (2 if gradient else 1)
-    rows_size = batch * cells * (2 * pitch_of(classes) if gram == CLASS else 4) if gradient else 0
-    return GramPlan(form, gradient, tasks, units, rows_size, batch * cells * form.NODE_SIZE)
-
-
-def loss_of_nothing(options: GramOptions) -> float:
-    """The reduced loss of no images."""
-    return math.nan if options.reduction == MEAN else 0.0
-
-
-def spaces(*sizes: int) -> tuple[int, ...]:
-    """Sizes of the pieces of one allocation of workspace, each a multiple of 16 elements."""
-    return tuple(ceil_div(size, 16) * 16 for size in sizes)
+def forget() -> None:
+    """Forgets every plan: for whoever changes what they follow from (:mod:`.configs`)."""
+    for planned in (
+        plan_icd_loss,
+        plan_region_logits,
+        plan_gram_kl,
+        plan_scale,
+        plan_backward,
+        plan_fold,
+        plan_region_features,
+        plan_region_features_backward,
+    ):
+        planned.cache_clear()

@@ -1,7 +1,7 @@
-"""Spatial Gram matrices of one tile: at most PAIR_BLOCK cells of at most RESIDENT classes.
+"""Spatial Gram matrices of one tile: at most POINT_BLOCK cells of at most RESIDENT classes.
 
 The stage waits for memory more than it computes, so both networks' logits of a scale are read once and kept as one tile
-[PAIR_BLOCK, RESIDENT]; every product of it is one `tl.dot`. Rows beyond the scale's cells and columns beyond the
+[POINT_BLOCK, RESIDENT]; every product of it is one `tl.dot`. Rows beyond the scale's cells and columns beyond the
 classes are zero, or masked out of the Gram matrix.
 """
 
@@ -35,7 +35,7 @@ def resident_gram(
         mixed = (difference + tl.trans(difference)) * (factor / temperature)
         gradient = tl.dot(mixed, b_student, input_precision=FORM.PRECISION, out_dtype=FORM.ACC)
         gradient = _unnormalized(gradient, b_student, divisor, work.classes, FORM)
-        o_cells = tl.arange(0, FORM.PAIR_BLOCK)
+        o_cells = tl.arange(0, FORM.POINT_BLOCK)
         o_classes = tl.arange(0, FORM.RESIDENT)[None, :]
         p_gradient = work.p_gradient + (image.to(tl.int64) * FORM.CELLS + first) * work.pitch
         p_gradient += o_cells[:, None] * work.pitch + o_classes
@@ -46,13 +46,13 @@ def resident_gram(
 @triton.jit
 def _is_cell(scale, FORM: tl.constexpr):
     """Which rows of the tile are cells of the scale."""
-    return tl.arange(0, FORM.PAIR_BLOCK) < scale * scale
+    return tl.arange(0, FORM.POINT_BLOCK) < scale * scale
 
 
 @triton.jit
 def _load_logits(logits, division, image, first, scale, batch, FINEST: tl.constexpr, FORM: tl.constexpr):
     """Logits [CELLS, CLASSES] of one scale, 0 beyond its cells; means over the finest grid where it alone is stored."""
-    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
+    o_cells = tl.arange(0, FORM.POINT_BLOCK)
     o_classes = tl.arange(0, FORM.RESIDENT)
     p_image = logits.p_logits + image.to(tl.int64) * logits.stride_image
     p_image += o_classes.to(tl.int64)[None, :] * logits.stride_class
@@ -73,7 +73,7 @@ def _load_logits(logits, division, image, first, scale, batch, FINEST: tl.conste
 @triton.jit
 def _shares(scale, FINEST: tl.constexpr, FORM: tl.constexpr):
     """What each finest cell (column) counts in the mean of each cell of a scale (row), [CELLS, CELLS]."""
-    o_cells = tl.arange(0, FORM.PAIR_BLOCK)
+    o_cells = tl.arange(0, FORM.POINT_BLOCK)
     top = window_start(o_cells // scale, scale, FINEST)
     bottom = window_stop(o_cells // scale, scale, FINEST)
     left = window_start(o_cells % scale, scale, FINEST)
@@ -88,7 +88,7 @@ def _shares(scale, FINEST: tl.constexpr, FORM: tl.constexpr):
 @triton.jit
 def _normalized(tile, scale, classes, FORM: tl.constexpr):
     """Normalised rows, 0 where there is nothing, and what each row was divided by."""
-    divisor = tl.full((FORM.PAIR_BLOCK,), 1.0, FORM.ACC)
+    divisor = tl.full((FORM.POINT_BLOCK,), 1.0, FORM.ACC)
     if FORM.CENTRE > 0:
         m_tile = _is_cell(scale, FORM)[:, None] & (tl.arange(0, FORM.RESIDENT) < classes)[None, :]
         tile = tl.where(m_tile, tile - (tl.sum(tile, axis=1) / classes)[:, None], 0.0)

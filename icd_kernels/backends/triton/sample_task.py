@@ -6,7 +6,7 @@ import triton.language as tl
 from icd_kernels.backends.triton.cells import scale_of_cell
 from icd_kernels.backends.triton.finish import MOST_GROUPS, factor_of, finish_images, normalize_cell, zero
 from icd_kernels.backends.triton.logits import unnormalize_gradient_rows, wait_for_logits
-from icd_kernels.backends.triton.pair_gram import pair_gradient, pair_losses
+from icd_kernels.backends.triton.points_gram import point_gradient, point_losses
 from icd_kernels.backends.triton.tasks import arrive, wait_for
 
 
@@ -16,7 +16,7 @@ def sample_task(
     FORM: tl.constexpr,
 ):  # fmt: skip
     """In order: normalise every cell of every image, then losses of blocks of images, then their gradients."""
-    blocks = tl.cdiv(batch, FORM.PAIR_BLOCK)
+    blocks = tl.cdiv(batch, FORM.POINT_BLOCK)
     prepared = batch * FORM.CELLS
     if task < prepared:
         image = task // FORM.CELLS
@@ -50,10 +50,10 @@ def _losses(unit, blocks, work, counters, batch, temperature, wants_gradient, FO
     group = cell // _cell_group(FORM)
     cells = tl.minimum(_cell_group(FORM), FORM.CELLS - group * _cell_group(FORM))
     wait_for(counters.p_cells + group, cells * batch)
-    o_images = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
-    kl = tl.zeros((FORM.PAIR_BLOCK,), FORM.ACC)
+    o_images = block * FORM.POINT_BLOCK + tl.arange(0, FORM.POINT_BLOCK)
+    kl = tl.zeros((FORM.POINT_BLOCK,), FORM.ACC)
     if weight > 0:
-        kl = weight * pair_losses(
+        kl = weight * point_losses(
             work.p_student + cell * work.pitch, work.p_teacher + cell * work.pitch, work.p_rows + 4 * cell,
             4 * FORM.CELLS, block, batch, FORM.CELLS * work.pitch, work.pitch, temperature, wants_gradient, FORM,
         )  # fmt: skip
@@ -61,7 +61,9 @@ def _losses(unit, blocks, work, counters, batch, temperature, wants_gradient, FO
     if wants_gradient:
         arrive(counters.p_rows + group)
     else:
-        finish_images(block * FORM.PAIR_BLOCK, FORM.CELLS, FORM.PAIR_BLOCK, work, counters, batch, wants_gradient, FORM)
+        finish_images(
+            block * FORM.POINT_BLOCK, FORM.CELLS, FORM.POINT_BLOCK, work, counters, batch, wants_gradient, FORM
+        )
 
 
 @triton.jit
@@ -73,12 +75,12 @@ def _gradient(unit, blocks, work, counters, batch, temperature, FORM: tl.constex
     group = cell // _cell_group(FORM)
     cells = tl.minimum(_cell_group(FORM), FORM.CELLS - group * _cell_group(FORM))
     wait_for(counters.p_rows + group, cells * blocks)
-    o_images = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
+    o_images = block * FORM.POINT_BLOCK + tl.arange(0, FORM.POINT_BLOCK)
     stride = FORM.CELLS * work.pitch
     if weight > 0:
         p_student = work.p_student + cell * work.pitch
         p_gradient = work.p_gradient + cell * work.pitch
-        pair_gradient(
+        point_gradient(
             p_student, work.p_teacher + cell * work.pitch, work.p_rows + 4 * cell, 4 * FORM.CELLS, p_gradient,
             work.p_upstream, work.stride_upstream, block, batch, stride, work.pitch, temperature,
             factor_of(weight, batch, FORM), FORM,
@@ -87,10 +89,10 @@ def _gradient(unit, blocks, work, counters, batch, temperature, FORM: tl.constex
         divisor = tl.load(work.p_divisor + o_divisor, mask=o_images < batch, other=1.0)
         unnormalize_gradient_rows(
             p_student, p_gradient, o_images.to(tl.int64) * stride, o_images < batch, divisor, work.classes, FORM,
-            FORM.PAIR_VECTOR,
+            FORM.POINT_VECTOR,
         )  # fmt: skip
     else:
-        for image in range(block * FORM.PAIR_BLOCK, tl.minimum((block + 1) * FORM.PAIR_BLOCK, batch)):
+        for image in range(block * FORM.POINT_BLOCK, tl.minimum((block + 1) * FORM.POINT_BLOCK, batch)):
             o_row = (tl.full((), 0, tl.int64) + image) * FORM.CELLS + cell
             zero(work.p_gradient + o_row * work.pitch, work.pitch, FORM)
-    finish_images(block * FORM.PAIR_BLOCK, FORM.CELLS, FORM.PAIR_BLOCK, work, counters, batch, True, FORM)
+    finish_images(block * FORM.POINT_BLOCK, FORM.CELLS, FORM.POINT_BLOCK, work, counters, batch, True, FORM)

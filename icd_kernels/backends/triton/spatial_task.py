@@ -5,7 +5,7 @@ import triton.language as tl
 
 from icd_kernels.backends.triton.finish import factor_of, finish_images, zero
 from icd_kernels.backends.triton.logits import assemble_rows, unnormalize_gradient_rows, wait_for_logits
-from icd_kernels.backends.triton.pair_gram import pair_gradient, pair_losses
+from icd_kernels.backends.triton.points_gram import point_gradient, point_losses
 from icd_kernels.backends.triton.resident_gram import resident_gram
 
 
@@ -46,17 +46,17 @@ def _assemble_scale(
 ):
     """Normalised logits of one image's cells of one scale, of both networks."""
     count = scale * scale
-    for start in range(0, count, FORM.PAIR_BLOCK):
-        o_local = start + tl.arange(0, FORM.PAIR_BLOCK)
+    for start in range(0, count, FORM.POINT_BLOCK):
+        o_local = start + tl.arange(0, FORM.POINT_BLOCK)
         o_images = o_local * 0 + image
         m_rows = o_local < count
         assemble_rows(
             teacher, teacher_division, work.p_teacher, work.p_teacher_raw, o_images, o_local, m_rows, first, scale,
-            batch, work.classes, work.pitch, FORM.TEACHER_FINEST, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
+            batch, work.classes, work.pitch, FORM.TEACHER_FINEST, FORM, FORM.POINT_DEPTH, FORM.POINT_VECTOR,
         )  # fmt: skip
         divisor = assemble_rows(
             student, student_division, work.p_student, work.p_student_raw, o_images, o_local, m_rows, first, scale,
-            batch, work.classes, work.pitch, FORM.STUDENT_FINEST, FORM, FORM.PAIR_DEPTH, FORM.PAIR_VECTOR,
+            batch, work.classes, work.pitch, FORM.STUDENT_FINEST, FORM, FORM.POINT_DEPTH, FORM.POINT_VECTOR,
         )  # fmt: skip
         tl.store(work.p_divisor + image.to(tl.int64) * FORM.CELLS + first + o_local, divisor, mask=m_rows)
     tl.debug_barrier()
@@ -68,11 +68,11 @@ def _tiled_gram(work, start_row, count, temperature, factor, wants_gradient, FOR
     p_student = work.p_student + start_row * work.pitch
     p_teacher = work.p_teacher + start_row * work.pitch
     p_rows = work.p_rows + 4 * start_row
-    losses = tl.zeros((FORM.PAIR_BLOCK,), FORM.ACC)
-    blocks = tl.cdiv(count, FORM.PAIR_BLOCK)
+    losses = tl.zeros((FORM.POINT_BLOCK,), FORM.ACC)
+    blocks = tl.cdiv(count, FORM.POINT_BLOCK)
     for block in range(blocks):
-        o_rows = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
-        kl = pair_losses(
+        o_rows = block * FORM.POINT_BLOCK + tl.arange(0, FORM.POINT_BLOCK)
+        kl = point_losses(
             p_student, p_teacher, p_rows, 4, block, count, work.pitch, work.pitch, temperature, wants_gradient, FORM
         )
         losses += tl.where(o_rows < count, kl, 0.0)
@@ -80,15 +80,15 @@ def _tiled_gram(work, start_row, count, temperature, factor, wants_gradient, FOR
         tl.debug_barrier()
         p_gradient = work.p_gradient + start_row * work.pitch
         for block in range(blocks):
-            pair_gradient(
+            point_gradient(
                 p_student, p_teacher, p_rows, 4, p_gradient, None, 0, block, count, work.pitch, work.pitch,
                 temperature, factor, FORM,
             )  # fmt: skip
-            o_rows = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
+            o_rows = block * FORM.POINT_BLOCK + tl.arange(0, FORM.POINT_BLOCK)
             divisor = tl.load(work.p_divisor + start_row + o_rows, mask=o_rows < count, other=1.0)
             unnormalize_gradient_rows(
                 p_student, p_gradient, o_rows.to(tl.int64) * work.pitch, o_rows < count, divisor, work.classes, FORM,
-                FORM.PAIR_VECTOR,
+                FORM.POINT_VECTOR,
             )  # fmt: skip
     return tl.sum(losses)
 

@@ -75,7 +75,7 @@ class NetworkConstants(NamedTuple):
     ROWS_APART: Any
     """Backward: whether the cells of one image's dl/dz do not follow those of the image before at one stride."""
     BAND: Any
-    """Row tiles for which a block of classes is read together (projection.tile_place)."""
+    """Row tiles for which a block of classes is read together (project.tile_place)."""
     PRECISION: Any
     """input_precision of the products."""
     PARTS: Any
@@ -174,12 +174,12 @@ class Form(NamedTuple):
     """Columns of a tile of exponentials, in sums at nodes."""
     FAST_EXP2: Any
     """Whether powers of two are one instruction, by PTX: float32 on NVIDIA's GPUs."""
-    PAIR_BLOCK: Any
+    POINT_BLOCK: Any
     RESIDENT: Any
     """Classes of a Gram between vectors that stays in registers; 0 where it does not (resident_gram)."""
-    PAIR_DEPTH: Any
+    POINT_DEPTH: Any
     """Classes of one step of a product."""
-    PAIR_VECTOR: Any
+    POINT_VECTOR: Any
     """Classes of one step of anything else."""
 
 

@@ -11,20 +11,20 @@ from icd_kernels.backends.triton.divergence import has_close_rows, kl_terms
 
 
 @triton.jit
-def pair_losses(
+def point_losses(
     p_student, p_teacher, p_rows, stride_rows, block, count, stride, classes, temperature, wants_gradient,
     FORM: tl.constexpr,
 ):  # fmt: skip
     """KL of a block of rows; writes their maxima and log normalisers (student's, then teacher's) to `p_rows`."""
-    o_rows = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
-    student_max = tl.full((FORM.PAIR_BLOCK,), -float("inf"), FORM.ACC)
+    o_rows = block * FORM.POINT_BLOCK + tl.arange(0, FORM.POINT_BLOCK)
+    student_max = tl.full((FORM.POINT_BLOCK,), -float("inf"), FORM.ACC)
     teacher_max = student_max
-    student_sum = tl.zeros((FORM.PAIR_BLOCK,), FORM.ACC)
+    student_sum = tl.zeros((FORM.POINT_BLOCK,), FORM.ACC)
     teacher_sum = student_sum
     teacher_mean = student_sum  # of the teacher's entries, less their maximum, under p
     cross_mean = student_sum  # of the student's
-    for start in range(0, count, FORM.PAIR_BLOCK):
-        o_columns = start + tl.arange(0, FORM.PAIR_BLOCK)
+    for start in range(0, count, FORM.POINT_BLOCK):
+        o_columns = start + tl.arange(0, FORM.POINT_BLOCK)
         m_columns = (o_columns < count)[None, :]
         student = _gram_tile(p_student, o_rows, o_columns, count, stride, classes, temperature, FORM)
         teacher = _gram_tile(p_teacher, o_rows, o_columns, count, stride, classes, temperature, FORM)
@@ -68,9 +68,9 @@ def _divergences(
     temperature, FORM: tl.constexpr,
 ):  # fmt: skip
     """The KL of a block of rows once more, term by term."""
-    kl = tl.zeros((FORM.PAIR_BLOCK,), FORM.ACC)
-    for start in range(0, count, FORM.PAIR_BLOCK):
-        o_columns = start + tl.arange(0, FORM.PAIR_BLOCK)
+    kl = tl.zeros((FORM.POINT_BLOCK,), FORM.ACC)
+    for start in range(0, count, FORM.POINT_BLOCK):
+        o_columns = start + tl.arange(0, FORM.POINT_BLOCK)
         log_q = _gram_tile(p_student, o_rows, o_columns, count, stride, classes, temperature, FORM)
         log_p = _gram_tile(p_teacher, o_rows, o_columns, count, stride, classes, temperature, FORM)
         log_q = (log_q - student_max[:, None]) - student_log[:, None]
@@ -81,17 +81,17 @@ def _divergences(
 
 
 @triton.jit
-def pair_gradient(
+def point_gradient(
     p_student, p_teacher, p_rows, stride_rows, p_gradient, p_upstream, stride_upstream, block, count, stride, classes,
     temperature, factor, FORM: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient by a block of rows, dẐ = (D + D^T) Ẑ/τ times `factor`, rows of D times their upstream."""
-    o_rows = block * FORM.PAIR_BLOCK + tl.arange(0, FORM.PAIR_BLOCK)
+    o_rows = block * FORM.POINT_BLOCK + tl.arange(0, FORM.POINT_BLOCK)
     m_rows = (o_rows < count)[:, None]
     student_max, student_log, teacher_max, teacher_log = _load_rows(p_rows, stride_rows, o_rows, count)
     upstream = _load_upstream(p_upstream, stride_upstream, o_rows, count, FORM)
-    for start in range(0, count, FORM.PAIR_BLOCK):
-        o_columns = start + tl.arange(0, FORM.PAIR_BLOCK)
+    for start in range(0, count, FORM.POINT_BLOCK):
+        o_columns = start + tl.arange(0, FORM.POINT_BLOCK)
         m_columns = (o_columns < count)[None, :]
         student = _gram_tile(p_student, o_rows, o_columns, count, stride, classes, temperature, FORM)
         teacher = _gram_tile(p_teacher, o_rows, o_columns, count, stride, classes, temperature, FORM)
@@ -113,8 +113,8 @@ def pair_gradient(
 @triton.jit
 def _add_product(mixed, p_student, p_gradient, o_rows, o_columns, first, count, stride, classes, FORM: tl.constexpr):
     """Adds mixed [BLOCK, BLOCK] times the columns' logits to the gradient of the rows (sets it for the first ones)."""
-    for start in range(0, classes, FORM.PAIR_DEPTH):
-        o_classes = start + tl.arange(0, FORM.PAIR_DEPTH)
+    for start in range(0, classes, FORM.POINT_DEPTH):
+        o_classes = start + tl.arange(0, FORM.POINT_DEPTH)
         m_classes = (o_classes < classes)[None, :]
         o_logits = o_columns.to(tl.int64)[:, None] * stride + o_classes[None, :]
         b_logits = tl.load(p_student + o_logits, mask=(o_columns < count)[:, None] & m_classes, other=0.0)
@@ -129,11 +129,11 @@ def _add_product(mixed, p_student, p_gradient, o_rows, o_columns, first, count, 
 @triton.jit
 def _gram_tile(p_logits, o_rows, o_columns, count, stride, classes, temperature, FORM: tl.constexpr):
     """Inner products over τ of two blocks of rows, [BLOCK, BLOCK]."""
-    gram = tl.zeros((FORM.PAIR_BLOCK, FORM.PAIR_BLOCK), FORM.ACC)
+    gram = tl.zeros((FORM.POINT_BLOCK, FORM.POINT_BLOCK), FORM.ACC)
     p_rows = p_logits + o_rows.to(tl.int64)[:, None] * stride
     p_columns = p_logits + o_columns.to(tl.int64)[None, :] * stride
-    for start in range(0, classes, FORM.PAIR_DEPTH):
-        o_classes = start + tl.arange(0, FORM.PAIR_DEPTH)
+    for start in range(0, classes, FORM.POINT_DEPTH):
+        o_classes = start + tl.arange(0, FORM.POINT_DEPTH)
         m_classes = o_classes < classes
         m_left = (o_rows < count)[:, None] & m_classes[None, :]
         m_right = (o_columns < count)[None, :] & m_classes[:, None]
@@ -157,7 +157,7 @@ def _load_rows(p_rows, stride_rows, o_rows, count):
 @triton.jit
 def _load_upstream(p_upstream, stride_upstream, o_rows, count, FORM: tl.constexpr):
     if p_upstream is None:
-        upstream = tl.full((FORM.PAIR_BLOCK,), 1.0, FORM.ACC)
+        upstream = tl.full((FORM.POINT_BLOCK,), 1.0, FORM.ACC)
     else:
         p_block = p_upstream + o_rows.to(tl.int64) * stride_upstream
         upstream = tl.load(p_block, mask=o_rows < count, other=0.0).to(FORM.ACC)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from icd_kernels.backends.triton.pooling import pool_tasks
+from icd_kernels.backends.triton.pool import pool_tasks
 from icd_kernels.backends.triton.tasks import arrive, wait_for
 
 

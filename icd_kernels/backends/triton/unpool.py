@@ -9,18 +9,18 @@ from icd_kernels.backends.triton.tasks import wait_for
 
 
 @triton.jit
-def scatter_task(task, job, counters, group_images, CONSTANTS: tl.constexpr):
+def unpool_task(task, job, counters, group_images, CONSTANTS: tl.constexpr):
     """A block of channels of one image's gradient by its map: every pixel collects from the cells that cover it."""
     channel_blocks = tl.cdiv(job.channels, CONSTANTS.CHANNEL_BLOCK)
     image = task // channel_blocks
     o_channels = (task % channel_blocks) * CONSTANTS.CHANNEL_BLOCK + tl.arange(0, CONSTANTS.CHANNEL_BLOCK)
     m_channels = (o_channels < job.channels)[None, :]
     wait_for(counters.p_student_pooled + image // group_images, cell_tasks(job, group_images, CONSTANTS))
-    scatter_channels(image, o_channels, m_channels, job, False, CONSTANTS)
+    unpool_channels(image, o_channels, m_channels, job, False, CONSTANTS)
 
 
 @triton.jit
-def scatter_channels(image, o_channels, m_channels, job, DIVIDED: tl.constexpr, CONSTANTS: tl.constexpr):
+def unpool_channels(image, o_channels, m_channels, job, DIVIDED: tl.constexpr, CONSTANTS: tl.constexpr):
     """Writes a block of channels of one image's gradient by its map. DIVIDED: by the cells' sizes here."""
     p_cells = job.p_cells + image.to(tl.int64) * CONSTANTS.CELLS * job.channels + o_channels[None, :]
     p_map = job.p_features + image.to(tl.int64) * job.feature_stride_image
