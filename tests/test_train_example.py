@@ -185,7 +185,7 @@ def in_process(unbroken: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -
         (["--kd-weight", "1.5"], r"argument --kd-weight: must be a number from 0 to 1, got '1.5'"),
         (["--baseline", "dkd"], r"--baseline must be one of --methods, none, kd, icd-kd, got 'dkd'"),
         (["--methods", "sd-kd", "--scales", "2,4"], r"method sd-kd: scales must begin with 1"),
-        (["--gram", "pixel"], r"argument --gram: invalid choice: 'pixel'"),
+        (["--gram", "pixel"], r"iCD option: gram must be one of \('class', 'spatial', 'sample'\), got 'pixel'"),
         (["--device", "tpu"], r"argument --device: must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
         (["--epoch", "3"], r"unrecognized arguments: --epoch 3"),

@@ -20,6 +20,7 @@ from icd_kernels.options import GRAMS, NORMALIZATIONS, PYRAMIDS  # noqa: E402
 from training import networks, options, report, settings  # noqa: E402
 from training.averages import difference  # noqa: E402
 from training.data import Batch  # noqa: E402
+from training.errors import UsageError  # noqa: E402
 from training.losses import CrossEntropy  # noqa: E402
 from training.progress import Progress  # noqa: E402
 from training.schedule import Schedule  # noqa: E402
@@ -49,10 +50,13 @@ def run(folder: Path, *more: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("option", "choices"), [("gram", GRAMS), ("pyramid", PYRAMIDS), ("normalize", NORMALIZATIONS)])
 def test_choices_are_those_of_the_package(option: str, choices: tuple[str, ...]) -> None:
+    """The parser takes any name; the package says which there are, before anything is trained."""
+    device = torch.device("cpu")
     for name in choices:
-        assert getattr(options.parse([f"--{option}", name]), option) == name
-    with pytest.raises(SystemExit):
-        options.parse([f"--{option}", "neither"])
+        icd = settings.make_icd(options.parse([f"--{option}", name]), device)
+        assert getattr(icd.options, option) == name
+    with pytest.raises(UsageError, match=rf"iCD option: {option} must be one of .*'{choices[-1]}'.*, got 'neither'"):
+        settings.make_icd(options.parse([f"--{option}", "neither"]), device)
 
 
 def test_names_are_those_of_the_objectives() -> None:

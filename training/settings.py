@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +19,11 @@ from training.options import NO_DISTILLATION, Options
 from training.processes import ALONE, Processes
 from training.seeds import derived_seed
 
-_RELEASED = {"gram": "spatial", "normalize": "l2", "temperature": 2.0, "weight": 2.0}
-_CLASS_FORM = {"gram": "class", "pyramid": "adaptive"}
-_PRESETS: dict[str, dict[str, Any]] = {
-    "balanced": {**_CLASS_FORM, "normalize": "zscore"},
-    "paper": {**_CLASS_FORM, "normalize": "none"},
-    "released": {**_RELEASED, "pyramid": "nested"},
-    "corrected": {**_RELEASED, "pyramid": "adaptive"},
+_PRESETS: dict[str, Callable[..., ICDLoss]] = {
+    "balanced": partial(ICDLoss.balanced, 2),  # of as many classes: its weight alone follows from them, and is given
+    "paper": ICDLoss.paper,
+    "released": ICDLoss.released,
+    "corrected": partial(ICDLoss.released, pyramid="adaptive"),
 }
 _LOCAL_PRESETS = ("released", "corrected")
 """Their base is on local logits."""
@@ -71,7 +71,7 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
     overrides = {name: getattr(options, name) for name in _PRESET_OVERRIDES if getattr(options, name) is not None}
     try:
         backend = choose(options.backend, device.type).name
-        return ICDLoss(**{**_PRESETS[options.preset], **overrides, "backend": backend, "weight": 1.0})
+        return _PRESETS[options.preset](**{**overrides, "backend": backend, "weight": 1.0})
     except BackendUnavailableError as error:
         raise UsageError(f"--backend: {error}") from error
     except ValueError as error:

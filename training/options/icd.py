@@ -33,20 +33,20 @@ def add_grams(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--gram",
-        choices=("class", "spatial", "sample"),
-        help="which Gram matrices are compared (default: the preset's)",
+        metavar="NAME",
+        help="which Gram matrices are compared: class, spatial or sample (default: the preset's)",
     )
     add(
         "--pyramid",
-        choices=("adaptive", "nested"),
-        help="how coarse cells are pooled, for SD-* too (default: the preset's)",
+        metavar="NAME",
+        help="how coarse cells are pooled, for SD-* too: adaptive or nested (default: the preset's)",
     )
     add(
         "--normalize",
-        choices=("none", "l2", "zscore", "center"),
+        metavar="NAME",
         help="what is done to each local logit vector before its Gram. With none, Gram entries of a confident teacher "
         "reach hundreds, the class-form loss tens and its gradient likewise. With zscore or l2 the entries are at most "
-        "the number of classes, or 1, whatever the teacher (default: the preset's)",
+        "the number of classes, or 1, whatever the teacher; the package names others (default: the preset's)",
     )
     add(
         "--temperature",
