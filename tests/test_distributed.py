@@ -19,7 +19,7 @@ from torch import nn
 from icd_kernels import ICDLoss
 from icd_kernels.distributed import GatheredICDLoss, full_head, gather_batch
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+WORKER = Path(__file__).parent / "support" / "distributed_worker.py"
 ROUNDING = 1e-14
 """Of float64 sums of a few hundred numbers, relative to the largest element."""
 

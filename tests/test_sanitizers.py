@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = Path(__file__).with_name("sanitized_cases.py")
+CASES = Path(__file__).parent / "support" / "sanitized_cases.py"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 
 

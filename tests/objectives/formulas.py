@@ -1,6 +1,6 @@
 """Every base loss once more, straight from docs/objectives.md: Python loops over Python floats, no PyTorch.
 
-Written apart from icd_kernels.objectives, like tests/definition.py. A row is a list of K logits, `y` its true class.
+Written apart from icd_kernels.objectives, like support/definition.py. A row is a list of K logits, `y` its true class.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
 from training import cifar100, cub200, squares  # noqa: E402

@@ -1,6 +1,6 @@
 """What the assembler says of every CUDA kernel: registers, spills and shared memory, for each GPU generation.
 
-python tests/ptxas.py        prints the table; needs nvcc and torch's headers, no GPU
+python tests/support/ptxas.py        prints the table; needs nvcc and torch's headers, no GPU
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import include_paths
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = (80, 90, 100)
 # The CPU build of torch has c10's CUDA headers but not the file its CUDA build generates.

@@ -18,7 +18,7 @@ from icd_kernels import backends
 from icd_kernels.backends.base import Backend, operator_backend
 from icd_kernels.operators import SCHEMAS, register_fakes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "icd_kernels_emulated"
 SOURCES = (
     *(ROOT / "csrc" / "cuda" / name for name in ("stages.cpp",)),
