@@ -42,7 +42,7 @@ WEIGHT_SPREAD = 396
 MAX_SPLITS = 4
 
 GROUP_IMAGES = 8
-"""Images that are projected together at most, where fewer fill a tile: others need not wait for many."""
+"""Largest projection group when fewer images already fill a tile; small groups shorten waits."""
 CACHED_BYTES = 16 << 20
 """What is taken to stay in the second-level cache beside all else; an H100 has 50 MB."""
 

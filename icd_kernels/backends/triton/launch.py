@@ -19,10 +19,9 @@ _TUNED: dict[Any, tuple[int, int]] = {}
 class Launch:
     """A kernel with its number of programs and its constants: what stays of a launch from one call to the next.
 
-    Triton looks at each of some hundred arguments, at every launch, to find what it compiled for them, and asks the
-    driver about every pointer. Here sizes and strides are the same at every call, as is the dtype of every tensor, so
-    all that can change is where tensors begin. What was compiled is remembered by the alignment of those that callers
-    allocated; its arguments are remembered as places within the tensors of a call, and handed on as addresses.
+    At every launch Triton looks at some hundred arguments to find what it compiled for them, and asks the driver about
+    every pointer. Here sizes, strides and dtypes are the same at every call: only the 16-byte alignment of callers'
+    tensors varies. The compiled kernel is cached by it, and its arguments as places within the tensors of a call.
     """
 
     def __init__(self, kernel: Any, programs: int, *, registers: int | None = None, **constants: Any) -> None:

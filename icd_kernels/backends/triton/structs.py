@@ -73,7 +73,7 @@ class NetworkConstants(NamedTuple):
     FLAT: Any
     """Whether pixel p lies at p * stride_column: true of NCHW, channels-last and token grids."""
     ROWS_APART: Any
-    """Backward: whether the cells of one image's dl/dz do not follow those of the image before at one stride."""
+    """Backward: whether dl/dz's image stride is not cells times its cell stride."""
     BAND: Any
     """Row tiles for which a block of classes is read together (project.tile_place)."""
     PRECISION: Any
