@@ -23,6 +23,7 @@ from triton.runtime import interpreter
 
 from icd_kernels.backends.triton import counters, kernels, tasks
 from icd_kernels.backends.triton.plan_parts import ceil_div
+from icd_kernels.problem import SAMPLE
 
 
 @dataclass
@@ -141,7 +142,7 @@ def _stretches(given: dict[str, Any], programs: int) -> list[int]:
     counts = [sum(count(given, name) for name in networks) for count in (_pool_tasks, _project_tasks)]
     rest = programs - sum(counts)
     form = given.get("FORM")
-    if form is not None and form.GRAM == "sample" and "temperature" in given:
+    if form is not None and form.GRAM == SAMPLE and "temperature" in given:
         prepared = given["batch"] * form.CELLS
         steps = 1 + given["wants_gradient"]
         return [*counts, prepared, *[(rest - prepared) // steps] * steps]
