@@ -15,6 +15,9 @@ import pytest
 from icd_kernels.backends.triton import TRITON
 
 FOLDER = Path(__file__).parent / "interpreter"
+OPTIONS = ("-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore")
+# A program that waits for what never comes ends the run, with its place in the code.
+OPTIONS += ("-o", "faulthandler_timeout=600", "-o", "faulthandler_exit_on_timeout=true")
 
 
 def test_interpreter_suite(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def started(path: Path, output: Path) -> subprocess.Popen[bytes]:
     """The tests of one file, under way."""
     with output.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore", str(path)],
+            [sys.executable, "-m", "pytest", *OPTIONS, str(path)],
             env={**os.environ, "TRITON_INTERPRET": "1"},
             cwd=FOLDER.parent.parent,
             stdout=file,
