@@ -15,9 +15,11 @@ import pytest
 from icd_kernels.backends.triton import TRITON
 
 FOLDER = Path(__file__).parent / "interpreter"
-OPTIONS = ("-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore")
-# A program that waits for what never comes ends the run, with its place in the code.
-OPTIONS += ("-o", "faulthandler_timeout=600", "-o", "faulthandler_exit_on_timeout=true")
+OPTIONS = (
+    *("-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore"),
+    # A program that waits for what never comes ends the run, with its place in the code.
+    *("-o", "faulthandler_timeout=600", "-o", "faulthandler_exit_on_timeout=true"),
+)
 
 
 def test_interpreter_suite(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
