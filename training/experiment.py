@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from icd_kernels import ICDLoss
-from training import checkpoint, data, networks, sources
+from training import checkpoint, data, networks, sources, students
 from training.board import Board
 from training.cached_teacher import CachedTeacher
 from training.comparison import write_comparison
@@ -21,6 +21,7 @@ from training.curves import write_curves
 from training.data import DataSet
 from training.errors import UsageError
 from training.evaluation import Evaluation
+from training.given_teacher import GivenTeacher
 from training.grams import write_grams
 from training.losses import CrossEntropy, Distillation, Loss
 from training.networks import Network
@@ -49,7 +50,7 @@ def run(options: Options, processes: Processes = ALONE) -> None:
         images, icd, board, settings = processes.after_first(lambda: _prepare(options, device, processes))
         opening = partial(open_state, options.out, settings, resume=options.resume, overwrite=options.overwrite)
         state = processes.from_first(opening)
-        teacher = Teacher(images, settings, options.cache, device, processes)
+        teacher = make_teacher(options, images, settings, device, processes)
         with Progress(images, teacher, state, is_shown=processes.is_first) as progress, closing(board):
             network = teacher.finish(progress.teacher_epoch)
             outputs = None
@@ -60,7 +61,16 @@ def run(options: Options, processes: Processes = ALONE) -> None:
             experiment.finish(progress.student_epoch, board.add)
         processes.from_first(experiment.write_results)
     if processes.is_first:
-        print(f"{teacher.path}: the trained teacher, for later runs\nDone in {perf_counter() - start:.0f} s.")
+        print(f"{teacher.source}\nDone in {perf_counter() - start:.0f} s.")
+
+
+def make_teacher(
+    options: Options, images: DataSet, settings: dict[str, Any], device: torch.device, processes: Processes
+) -> Teacher | GivenTeacher:
+    """The teacher of --teacher-checkpoint, or one that is trained and kept."""
+    if options.teacher_checkpoint is not None:
+        return GivenTeacher(images, settings, options.teacher_checkpoint, options.cache, device)
+    return Teacher(images, settings, options.cache, device, processes)
 
 
 def _prepare(
@@ -72,6 +82,8 @@ def _prepare(
     images = sources.load(options, device)
     options.train_images = _train_images(options, images)
     settings = resolved(options, icd, images.classes, device, processes.world_size)
+    if options.teacher_checkpoint is not None:
+        make_teacher(options, images, settings, device, processes)
     if processes.world_size > 1:
         _check_shares(images, settings)
     return images, icd, board, settings
@@ -145,6 +157,17 @@ class Experiment:
         self.settings = state.settings
         self.processes = processes
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """What a student's network is made from, but for its seed."""
+        images = self.images
+        return {
+            "name": self.settings["student"],
+            "channels": images.channels,
+            "side": images.side,
+            "classes": images.classes,
+        }
+
     @cached_property
     def evaluation(self) -> Evaluation:
         """Made when it is first asked for, as it runs the teacher on all test images."""
@@ -162,8 +185,7 @@ class Experiment:
         """One student from `epochs_done` to its end."""
         images, settings = self.images, self.settings
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
-        shape = images.channels, images.side, images.classes
-        student = networks.make(settings["student"], "student", *shape, seed).to(rows.device)
+        student = networks.make(role="student", seed=seed, **self.made).to(rows.device)
         loss = self._loss(method, student, rows, seed)
         optimization = Optimization(settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip")))
         steps = images.steps_per_epoch(len(rows), settings["batch_size"])
@@ -195,6 +217,7 @@ class Experiment:
         """Evaluates and saves a student that has finished an epoch."""
         student = trainer.network
         row = make_row(method, seed, epoch, trained, self.evaluation(student))
+        students.keep(self.state, student, row, self.made)
         last = epoch == self.settings["epochs"]
         if last and seed == self.settings["seed"]:
             self._probe(method, student)
@@ -208,6 +231,10 @@ class Experiment:
     def write_results(self) -> None:
         """Writes and prints what all students have come to."""
         _write_results(self.state, self.images, self.evaluation(self.teacher)["test_top1"], self.icd)
+        seed, method = plan(self.settings)[-1]
+        best = students.path_of(self.state.folder, method, seed, students.BEST)
+        print(f"{best.parent}: every student's best and last weights; one of them by")
+        print(f"  {students.how_to_load(best, self.made)}")
 
     def _schedule(self, method: str, steps: int) -> Schedule:
         settings = self.settings

@@ -99,7 +99,7 @@ def read_folder(folder: Path, device: torch.device, workers: int) -> Photographs
     parts = [folder / "train", *(folder / name for name in TEST_FOLDERS if (folder / name).is_dir())][:2]
     if len(parts) < 2 or not parts[0].is_dir():
         raise UsageError(f"--data folder:{folder}: expected the folders train and test (or val) in {folder}")
-    names = [sorted(path.name for path in part.iterdir() if path.is_dir()) for part in parts]
+    names = [sorted(path.name for path in part.iterdir() if path.is_dir() and path.name[0] != ".") for part in parts]
     if names[0] != names[1] or len(names[0]) < 2:
         raise UsageError(
             f"--data folder:{folder}: expected a folder for each class, two or more, the same in {parts[0].name} and "

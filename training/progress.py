@@ -8,6 +8,7 @@ from types import TracebackType
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from training.data import DataSet
+from training.given_teacher import GivenTeacher
 from training.state import Row, State
 from training.teacher import Teacher
 
@@ -20,7 +21,9 @@ TEST_COST = 0.15
 class Progress:
     """A bar that counts work, not epochs: a teacher's epoch takes many times a student's."""
 
-    def __init__(self, images: DataSet, teacher: Teacher, state: State, *, is_shown: bool = True) -> None:
+    def __init__(
+        self, images: DataSet, teacher: Teacher | GivenTeacher, state: State, *, is_shown: bool = True
+    ) -> None:
         settings = state.settings
         self.teacher_epochs = teacher.epochs
         self.student_epochs: int = settings["epochs"]

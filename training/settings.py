@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from icd_kernels.objectives import Objective, make_objective
 from icd_kernels.objectives.icd import icd_weight
 from training.cached_teacher import READS_MAPS
 from training.errors import UsageError
+from training.given_teacher import digest
 from training.options import NO_DISTILLATION, Options
 from training.processes import ALONE, Processes
 from training.seeds import derived_seed
@@ -38,6 +40,11 @@ MILESTONES = (150 / 240, 180 / 240, 210 / 240)
 
 def make_device(options: Options, processes: Processes = ALONE) -> torch.device:
     """The device of --device, for each of several processes its own GPU; --threads takes effect."""
+    available = os.cpu_count() or 1
+    if options.threads > available:
+        raise UsageError(
+            f"--threads must be at most the {available} that this machine runs at once, got {options.threads}"
+        )
     torch.set_num_threads(options.threads)
     name = options.device
     if name == "auto":
@@ -100,6 +107,7 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
         "warmup_epochs": share if options.warmup_epochs is None else options.warmup_epochs,
         "milestones": _milestones(options),
         "baseline": _baseline(options),
+        "teacher_checkpoint": None if options.teacher_checkpoint is None else digest(options.teacher_checkpoint),
         "cache_teacher": options.cache_teacher,
         "backend": icd.backend,
         "device": str(device) if processes == 1 else device.type,
@@ -177,6 +185,12 @@ def _check_objectives(settings: dict[str, Any]) -> None:
 def _milestones(options: Options) -> tuple[int, ...]:
     """--milestones, or where the paper's recipes have them."""
     if options.milestones is not None:
+        late = [milestone for milestone in options.milestones if milestone >= options.epochs]
+        if late and options.schedule == "steps":
+            raise UsageError(
+                f"--milestones must be below --epochs, {options.epochs}, got {','.join(map(str, options.milestones))}: "
+                f"{late[0]} never comes"
+            )
         return options.milestones
     return tuple(max(1, round(share * options.epochs)) for share in MILESTONES)
 

@@ -109,14 +109,27 @@ class _Squares(Dataset[tuple[Tensor, int]]):
 
 def _batches(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Batches:
     mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, DEVIATION))
-    for pixels, labels in loader:
-        yield pixels.to(device).float().div_(255).sub_(mean).div_(deviation), labels.to(device)
+    try:
+        for pixels, labels in loader:
+            yield pixels.to(device).float().div_(255).sub_(mean).div_(deviation), labels.to(device)
+    except UsageError as error:  # a worker's comes with its traceback before what it says
+        raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from error
 
 
 def _resized(file: Path) -> Image:
     """RGB, its short side 256 pixels."""
     from PIL import Image
 
-    with Image.open(file) as image:
-        width, height = (SHORT_SIDE * length // min(image.size) for length in image.size)
-        return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    try:
+        with Image.open(file) as image:
+            width, height = (SHORT_SIDE * length // min(image.size) for length in image.size)
+            return _rgb(image).resize((width, height), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{file} is not an image that Pillow can read ({error}): mend it, or take it away") from error
+
+
+def _rgb(image: Image) -> Image:
+    """Eight bits a channel. 16-bit grey keeps its range: Pillow would cut off all above 255."""
+    if image.mode.startswith("I"):
+        image = image.point(lambda value: value / 256).convert("L")
+    return image.convert("RGB")

@@ -14,6 +14,8 @@ from training.errors import UsageError
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
+STUDENTS = "students/*-seed*-*.pt"
+"""The students' weights (students.py)."""
 RESULT_FILES = {
     METRICS_FILE: "every epoch of every student",
     "curves.png": "top-1 and losses over the epochs",
@@ -54,7 +56,7 @@ class State:
 def open_state(folder: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> State:
     """A new run's state, or with `resume` that of the run in the folder, which must have the same settings."""
     path = folder / STATE_FILE
-    for name in (STATE_FILE, *RESULT_FILES):
+    for name in (STATE_FILE, *RESULT_FILES, STUDENTS):
         for temporary in folder.glob(f"{name}.*.tmp"):  # left by a kill in the middle of a write
             temporary.unlink()
     if path.exists() and resume:
@@ -67,8 +69,8 @@ def open_state(folder: Path, settings: dict[str, Any], *, resume: bool, overwrit
             "delete its results and start afresh with --overwrite, or choose another --out"
         )
     else:
-        for name in (STATE_FILE, *RESULT_FILES):
-            (folder / name).unlink(missing_ok=True)
+        for written in (*(folder / name for name in (STATE_FILE, *RESULT_FILES)), *folder.glob(STUDENTS)):
+            written.unlink(missing_ok=True)
         state = State(folder, settings)
     state.save()
     return state

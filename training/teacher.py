@@ -53,6 +53,7 @@ class Teacher:
         self.path = (
             folder / f"teacher-{re.sub(r'[^A-Za-z0-9]+', '-', settings['data'])}-{_key(self.settings, self.network)}.pt"
         )
+        self.source = f"{self.path}: the trained teacher, for later runs"
         self.epochs_done = 0
         saved = processes.from_first(lambda: checkpoint.load(self.path) if self.path.exists() else None)
         if saved is not None:

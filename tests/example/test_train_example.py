@@ -189,6 +189,12 @@ def in_process(unbroken: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -
         (["--device", "tpu"], r"argument --device: must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--resume", "--overwrite"], r"argument --overwrite: not allowed with argument --resume"),
         (["--epoch", "3"], r"unrecognized arguments: --epoch 3"),
+        (["--threads", "100000"], r"--threads must be at most the \d+ that this machine runs at once, got 100000"),
+        (
+            ["--schedule", "steps", "--epochs", "4", "--milestones", "2,4"],
+            r"--milestones must be below --epochs, 4, got 2,4: 4 never comes",
+        ),
+        (["--teacher-checkpoint", "nowhere.pt"], r"--teacher-checkpoint: .*nowhere.pt"),
         (["--scale-weights", "1,1"], r"iCD option: scale_weights must have one weight for each of the 3 scales"),
         (["--student", "timm:"], r"argument --student: must be small, .* or timm:NAME, got 'timm:'"),
         (["--data", "imagenet"], r"argument --data: must be mnist5k, .* or folder:PATH, got 'imagenet'"),

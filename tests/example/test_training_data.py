@@ -94,6 +94,32 @@ def test_what_is_wrong_with_a_folder_is_named(folder: Path) -> None:
         read_folder(folder / "train", CPU, workers=0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named(folder: Path, workers: int) -> None:
+    broken = folder / "train" / "dark" / "07.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    photos = read_folder(folder, CPU, workers)
+    with pytest.raises(UsageError, match=rf"^{broken} is not an image that Pillow can read"):
+        list(photos.ordered_train_batches(16))
+
+
+def test_folders_that_begin_with_a_dot_are_no_classes(folder: Path) -> None:
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert read_folder(folder, CPU, workers=0).classes == 2
+
+
+def test_grey_of_16_bits_keeps_its_range(folder: Path) -> None:
+    """A ramp of grey that Pillow would cut off at 255 of 65,535."""
+    ramp = (torch.arange(256, dtype=torch.int32) * 256).repeat(256, 1).numpy().astype("uint16")
+    image_module.fromarray(ramp).save(folder / "train" / "dark" / "00.png")
+    photos = read_folder(folder, CPU, workers=0)
+    dark = photos.train_labels.tolist().index(1)
+    image = next(iter(photos.ordered_train_batches(dark + 1))).images[dark, 0]
+    columns = image.mean(0)
+    assert columns[-1] - columns[0] > 3  # of about 4 between black and white
+    assert (columns.diff() > -1e-6).all()
+
+
 @pytest.fixture
 def images() -> Images:
     """A CIFAR-100 of 30 images and 3 classes."""

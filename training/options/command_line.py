@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import textwrap
 from collections.abc import Callable
+from typing import NoReturn
 
 from training.errors import UsageError
 from training.options.data import add_data
@@ -59,13 +62,33 @@ def parse(arguments: list[str] | None = None) -> Options:
         implied = () if options.recipe is None else recipe_arguments(options.recipe)
     except UsageError as error:
         parser.error(str(error))
+    parser.of = f"--recipe {options.recipe}: "
+    parser.parse_args([*implied], namespace=Options())  # what is wrong in it is said to be the recipe's
+    parser.of = ""
     implied = (*implied, *(COMPARE if options.compare else ()), *(QUICK if options.quick else ()))
     return parser.parse_args([*implied, *given], namespace=Options())  # of an option given twice the last counts
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says where a wrong option stands, in `of`; prints one line, not the usage of sixty options."""
+
+    of = ""
+
+    def error(self, message: str) -> NoReturn:
+        option = re.search(r"--[a-z-]+", message)
+        self.exit(2, f"{self.prog}: error: {self.of}{message}\n{self._help_of(option[0] if option else '')}")
+
+    def _help_of(self, option: str) -> str:
+        for action in self._actions:
+            if option in action.option_strings and action.help:
+                text = action.help % {"default": action.default, "prog": self.prog}
+                return textwrap.fill(f"{option}: {text}", 110, initial_indent="  ", subsequent_indent="    ") + "\n"
+        return "  --help lists every option\n"
+
+
+def make_parser() -> Parser:
     """The parser, by what the options concern."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     for title, additions in GROUPS.items():

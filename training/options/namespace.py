@@ -29,6 +29,7 @@ class Options(argparse.Namespace):
     teacher_epochs: int
     teacher_lr: float
     teacher_seed: int
+    teacher_checkpoint: Path | None
     cache: Path
     cache_teacher: bool
     baseline: str | None

@@ -41,6 +41,13 @@ def add_teacher(group: argparse._ArgumentGroup) -> None:
         help="the teacher's own seed (default: %(default)s)",
     )
     add(
+        "--teacher-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="the teacher's trained weights, as torch.save or safetensors writes a state_dict, by itself or under "
+        "model, state_dict or network; it is not trained then, and --teacher says which network it is (default: none)",
+    )
+    add(
         "--cache-teacher",
         action="store_true",
         help="run the teacher once on every training image and keep its logits and local logits, in float16, beside it "
