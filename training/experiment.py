@@ -84,6 +84,7 @@ def _prepare(
     settings = resolved(options, icd, images.classes, device, processes.world_size)
     if options.teacher_checkpoint is not None:
         make_teacher(options, images, settings, device, processes)
+    rehearse(images, settings, device)
     if processes.world_size > 1:
         _check_shares(images, settings)
     return images, icd, board, settings
@@ -187,7 +188,9 @@ class Experiment:
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
         student = networks.make(role="student", seed=seed, **self.made).to(rows.device)
         loss = self._loss(method, student, rows, seed)
-        optimization = Optimization(settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip")))
+        optimization = Optimization(
+            settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip", "amp"))
+        )
         steps = images.steps_per_epoch(len(rows), settings["batch_size"])
         trainer = Trainer(student, loss, optimization, self._schedule(method, steps), self.processes)
         weights = self.processes.weights(len(rows), settings["batch_size"], steps)
@@ -242,19 +245,63 @@ class Experiment:
         return Schedule(settings["epochs"], steps, settings["schedule"], settings["milestones"], warmup_epochs)
 
     def _loss(self, method: str, student: Network, rows: Tensor, seed: int) -> Loss:
-        if method == NO_DISTILLATION:
-            return CrossEntropy()
-        channels = student.map_channels, self.teacher.map_channels
-        objective = make_student_objective(method, self.settings, self.images.train_labels[rows], channels, seed)
-        if self.outputs is not None:
-            return Distillation(self.outputs.at(rows), objective)
-        return Distillation(lambda batch: self.teacher(batch.images), objective)
+        outputs = None if self.outputs is None else self.outputs.at(rows)
+        labels = self.images.train_labels[rows]
+        return make_loss(method, self.settings, student, self.teacher, labels, seed, outputs)
 
     def _probe(self, name: str, student: Network) -> None:
         """Keeps what the Gram figure shows."""
         images, _ = probes(self.images)
         self.state.probes["teacher"] = self.evaluation.regions(self.teacher, images).cpu()
         self.state.probes[name] = self.evaluation.regions(student, images).cpu()
+
+
+def make_loss(
+    method: str,
+    settings: dict[str, Any],
+    student: Network,
+    teacher: Network,
+    labels: Tensor,
+    seed: int,
+    outputs: CachedTeacher | None = None,
+) -> Loss:
+    """What a student is trained on.
+
+    Args:
+        method: one of --methods.
+        settings: of the run.
+        student, teacher: the networks.
+        labels: of the student's images, (n,).
+        seed: the student's.
+        outputs: what the teacher said of these images, where that is kept.
+    """
+    if method == NO_DISTILLATION:
+        return CrossEntropy()
+    channels = student.map_channels, teacher.map_channels
+    objective = make_student_objective(method, settings, labels, channels, seed)
+    return Distillation(outputs if outputs is not None else (lambda batch: teacher(batch.images)), objective)
+
+
+def rehearse(images: DataSet, settings: dict[str, Any], device: torch.device) -> None:
+    """One step of every method on a real batch, with networks that nothing has trained, before the teacher's hours.
+
+    Raises:
+        UsageError: a method's step fails; its name, and what was said.
+    """
+    rows = data.balanced_subset(images.train_labels, settings["train_images"], settings["seed"])
+    shape = images.channels, images.side, images.classes
+    with torch.random.fork_rng():
+        teacher = networks.make(settings["teacher"], "teacher", *shape, seed=0).to(device).eval().requires_grad_(False)
+        batch = next(iter(images.train_batches(rows, settings["batch_size"], settings["seed"], 0)))
+        for method in settings["methods"]:
+            student = networks.make(settings["student"], "student", *shape, seed=0).to(device)
+            try:
+                loss = make_loss(method, settings, student, teacher, images.train_labels[rows], settings["seed"])
+                loss(student, batch, 1)["loss"].backward()
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise UsageError(
+                    f"--methods {method}, --student {settings['student']}, --teacher {settings['teacher']}: {error}"
+                ) from error
 
 
 def plan(settings: dict[str, Any]) -> list[tuple[int, str]]:

@@ -91,7 +91,7 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
     `classes`: of the data. "processes" is how many torchrun has started, 1 without it.
     """
     student = ("data", "student", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
-    optimization = ("schedule", "weight_decay", "nesterov", "clip")
+    optimization = ("schedule", "weight_decay", "nesterov", "clip", "amp")
     teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed")
     objectives = ("kd_weight", "kd_temperature", "dkd_beta", "crd_negatives")
     share = max(1, round(SCALED_EPOCHS * options.epochs))
@@ -115,6 +115,8 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
         "processes": processes,
     }
     _check_objectives(settings)
+    if options.amp == "fp16" and device.type == "cpu":
+        raise UsageError("--amp fp16 needs a GPU: on a CPU take bf16")
     return settings
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -31,6 +32,11 @@ class Optimization(NamedTuple):
     nesterov: bool = True
     clip: float | None = None
     """The largest norm of all gradients together."""
+    amp: str = "off"
+    """What networks run in: "off" is float32, "bf16" and "fp16" are autocast's, the latter with a scaled loss."""
+
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -62,6 +68,9 @@ class Trainer:
             nesterov=optimization.nesterov,
         )
         self.schedule = LambdaLR(self.optimizer, schedule.factor)
+        device = next(network.parameters()).device.type
+        self.autocast = torch.autocast(device, AUTOCAST_DTYPES.get(optimization.amp), optimization.amp != "off")
+        self.scaler = GradScaler(device, enabled=optimization.amp == "fp16")
 
     def train_epoch(
         self, batches: Iterable[Batch], epoch: int, weights: Iterable[float] | None = None
@@ -79,7 +88,8 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         steps = images_seen = 0
         for batch, weight in zip(batches, repeat(1.0) if weights is None else weights, strict=False):
-            terms = self.loss(self.parallel, batch, epoch)
+            with self.autocast:
+                terms = self.loss(self.parallel, batch, epoch)
             self._step(terms["loss"] if weight == 1 else weight * terms["loss"])
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach() * len(batch.labels)
@@ -98,10 +108,12 @@ class Trainer:
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         if self.clip is not None:
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
 
     def state(self) -> dict[str, Any]:
@@ -111,6 +123,7 @@ class Trainer:
             "loss": self.loss.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -118,3 +131,4 @@ class Trainer:
         self.loss.module.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state.get("scaler", {}))

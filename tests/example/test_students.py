@@ -17,7 +17,11 @@ sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not 
 
 import train_example  # noqa: E402
 from training import data, given_teacher, networks, students  # noqa: E402
+from training.data import Batch  # noqa: E402
 from training.errors import UsageError  # noqa: E402
+from training.losses import CrossEntropy  # noqa: E402
+from training.schedule import Schedule  # noqa: E402
+from training.trainer import Optimization, Trainer  # noqa: E402
 
 EPOCHS = 3
 TINY = ["--data", "digits", "--train-images", "30", "--seeds", "1", "--epochs", str(EPOCHS), "--methods", "none,kd"]
@@ -172,3 +176,46 @@ class TestGivenTeacher:
         safetensors.save_file(weights, tmp_path / "teacher.safetensors")
         read = given_teacher.read_weights(tmp_path / "teacher.safetensors")
         assert all(torch.equal(value, read[name]) for name, value in weights.items())
+
+
+class TestPrecision:
+    def test_bfloat16_trains(self, tmp_path: Path) -> None:
+        rows = run(tmp_path, "--amp", "bf16")
+        assert all(torch.tensor(row["train_loss"]).isfinite() for row in rows)
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]["amp"] == "bf16"
+
+    def test_float16_scales_the_loss(self) -> None:
+        """On the CPU, where autocast to float16 runs too: the weights are those of a step in float32, nearly."""
+        images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        batch = Batch(images, torch.arange(8), torch.arange(8))
+        trained = {}
+        for amp in ("off", "fp16"):
+            network = networks.make("narrow", "student", 1, 8, 10, seed=0)
+            trainer = Trainer(network, CrossEntropy(), Optimization(0.1, clip=1.0, amp=amp), Schedule(1, 1))
+            trainer.train_epoch([batch], 1)
+            trained[amp] = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+            restored = Trainer(network, CrossEntropy(), Optimization(0.1, amp=amp), Schedule(1, 1))
+            restored.restore(trainer.state())
+            assert restored.scaler.get_scale() == trainer.scaler.get_scale()
+        torch.testing.assert_close(trained["fp16"], trained["off"], rtol=0, atol=5e-3)
+
+
+class TestRehearsal:
+    def test_what_would_fail_after_the_teacher_fails_before(self, tmp_path: Path) -> None:
+        """Whatever a method's step raises is told at once, and nothing is written."""
+
+        def broken(*arguments: Any, **more: Any) -> Any:
+            raise RuntimeError("no such map")
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr("training.experiment.make_student_objective", broken)
+            places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "teachers")]
+            assert train_example.main([*TINY, *places]) == train_example.FAILED
+        assert not (tmp_path / "teachers").exists()
+        assert not (tmp_path / "out").exists()
+
+    def test_it_changes_no_number(self, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr("training.experiment.rehearse", lambda *arguments: None)
+            rows = run(tmp_path)
+        assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in finished[1]]

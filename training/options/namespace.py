@@ -26,6 +26,7 @@ class Options(argparse.Namespace):
     weight_decay: float
     nesterov: bool
     clip: float | None
+    amp: str
     teacher_epochs: int
     teacher_lr: float
     teacher_seed: int

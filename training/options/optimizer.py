@@ -70,3 +70,11 @@ def add_optimizer(group: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="the largest norm of all of a step's gradients together (default: none)",
     )
+    add(
+        "--amp",
+        choices=("off", "bf16", "fp16"),
+        default="off",
+        help="what students, and the teacher beside them, run in: float32, or autocast to bfloat16 (GPU or CPU) or "
+        "float16 (GPU; the loss is scaled); teachers are trained, and all are tested, in float32 (default: "
+        "%(default)s)",
+    )
