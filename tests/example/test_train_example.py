@@ -157,14 +157,17 @@ def in_process(unbroken: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -
     """Runs a command line that must fail on the unbroken run's folder. Returns the error it prints."""
     threads = torch.get_num_threads()
 
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (unbroken[0] / "out").rglob("*") if path.is_file()}
+
     def fail(*more: str) -> str:
-        before = {path: path.read_bytes() for path in (unbroken[0] / "out").iterdir()}
+        before = contents()
         try:
             status = train_example.main([*command(unbroken[0])[2:], *more])
         except SystemExit as ended:  # argparse
             status = int(ended.code or 0)
         assert status == 2
-        assert {path: path.read_bytes() for path in (unbroken[0] / "out").iterdir()} == before
+        assert contents() == before
         return capsys.readouterr().err
 
     yield fail
