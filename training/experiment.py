@@ -47,10 +47,10 @@ def run(options: Options, processes: Processes = ALONE) -> None:
     start = perf_counter()
     device = make_device(options, processes)
     with processes.connected(device):
-        images, icd, board, settings = processes.after_first(lambda: _prepare(options, device, processes))
+        images, icd, board, settings, given = processes.after_first(lambda: _prepare(options, device, processes))
         opening = partial(open_state, options.out, settings, resume=options.resume, overwrite=options.overwrite)
         state = processes.from_first(opening)
-        teacher = make_teacher(options, images, settings, device, processes)
+        teacher = given or Teacher(images, settings, options.cache, device, processes)
         with Progress(images, teacher, state, is_shown=processes.is_first) as progress, closing(board):
             network = teacher.finish(progress.teacher_epoch)
             outputs = None
@@ -64,30 +64,21 @@ def run(options: Options, processes: Processes = ALONE) -> None:
         print(f"{teacher.source}\nDone in {perf_counter() - start:.0f} s.")
 
 
-def make_teacher(
-    options: Options, images: DataSet, settings: dict[str, Any], device: torch.device, processes: Processes
-) -> Teacher | GivenTeacher:
-    """The teacher of --teacher-checkpoint, or one that is trained and kept."""
-    if options.teacher_checkpoint is not None:
-        return GivenTeacher(images, settings, options.teacher_checkpoint, options.cache, device)
-    return Teacher(images, settings, options.cache, device, processes)
-
-
 def _prepare(
     options: Options, device: torch.device, processes: Processes
-) -> tuple[DataSet, ICDLoss, Board, dict[str, Any]]:
-    """All that a wrong option may be found with, before anything is written; and the settings."""
+) -> tuple[DataSet, ICDLoss, Board, dict[str, Any], GivenTeacher | None]:
+    """All that a wrong option may be found with, before anything is written; the settings, and a teacher's weights."""
     icd = make_icd(options, device)
     board = Board(options.out / "tensorboard" if options.tensorboard else None)
     images = sources.load(options, device)
     options.train_images = _train_images(options, images)
     settings = resolved(options, icd, images.classes, device, processes.world_size)
-    if options.teacher_checkpoint is not None:
-        make_teacher(options, images, settings, device, processes)
-    rehearse(images, settings, device)
     if processes.world_size > 1:
         _check_shares(images, settings)
-    return images, icd, board, settings
+    file = options.teacher_checkpoint
+    given = None if file is None else GivenTeacher(images, settings, file, options.cache, device)
+    rehearse(images, settings, device)
+    return images, icd, board, settings, given
 
 
 def _train_images(options: Options, images: DataSet) -> int:

@@ -59,12 +59,14 @@ def load(path: Path | str) -> Network:
 
 
 def how_to_load(path: Path, made: dict[str, Any]) -> str:
-    """A line of Python that loads it."""
+    """A line of Python that loads it as `model`."""
     library, _, name = made["name"].partition(":")
-    weights = f'torch.load("{path}", weights_only=True)["state_dict"]'
+    load = f'model.load_state_dict(torch.load("{path}", weights_only=True)["state_dict"])'
+    classes, channels = made["classes"], made["channels"]
     if library == "timm":
-        make = f'timm.create_model("{name}", num_classes={made["classes"]}, in_chans={made["channels"]})'
-        return f"{make}.load_state_dict({weights})"
+        make = f'timm.create_model("{name}", num_classes={classes}, in_chans={channels})'
+        return f"import timm, torch; model = {make}; {load}"
     if library == "torchvision":
-        return f'torchvision.models.get_model("{name}", num_classes={made["classes"]}).load_state_dict({weights})'
-    return f'training.students.load("{path}")'
+        make = f'torchvision.models.get_model("{name}", num_classes={classes})'
+        return f"import torch, torchvision; model = {make}; {load}"
+    return f'from training import students; model = students.load("{path}")'

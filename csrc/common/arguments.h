@@ -93,7 +93,9 @@ inline void check_wanted(const std::vector<bool>& wanted) {
 
 inline void check_devices(std::initializer_list<const Tensor*> tensors) {
   const auto device = (*tensors.begin())->device();
-  for (const Tensor* tensor : tensors) check(tensor == nullptr || tensor->device() == device, "all tensors must be on one device");
+  for (const Tensor* tensor : tensors) {
+    check(tensor == nullptr || tensor->device() == device, "all tensors must be on one device");
+  }
 }
 
 }  // namespace icd
