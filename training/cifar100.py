@@ -1,4 +1,4 @@
-"""CIFAR-100, read from its authors' binary archive: 60,000 images of 32 x 32 pixels, 100 classes."""
+"""CIFAR-100, 60,000 images of 32 x 32 pixels in 100 classes, from its authors' archives or their extracted files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training import cifar100_python
 from training.archives import Archive
-from training.data import Images
+from training.data import Images, Statistics
 from training.errors import UsageError
 
 ARCHIVE = Archive(
@@ -18,7 +19,9 @@ ARCHIVE = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     "161 MB",
 )
-PICKLED_ARCHIVE = "cifar-100-python.tar.gz"
+FOLDER = "cifar-100-binary"
+PARTS = {"train": 50_000, "test": 10_000}
+"""Images in each."""
 
 SIDE = 32
 RECORD = 2 + 3 * SIDE**2  # bytes: the coarse class, the fine class, the red, the green and the blue pixels row by row
@@ -32,19 +35,20 @@ DEVIATION = (0.2675, 0.2565, 0.2761)
 def load(folder: Path, device: torch.device) -> Images:
     """The official split, images (n, 3, 32, 32) normalised, with the fine classes as labels.
 
+    In `folder` may be cifar-100-binary.tar.gz or cifar-100-python.tar.gz (which torchvision downloads), or the folder
+    that one of them was extracted to; the first of these is read.
+
     Raises:
-        UsageError: the binary archive is not in `folder`, or is another file.
+        UsageError: none of them is there, or it is not what was published.
     """
-    _refuse_pickles(folder)
-    path = ARCHIVE.checked(folder)
-    with tarfile.open(path) as archive:
-        train, test = (_read(archive, f"cifar-100-binary/{part}.bin") for part in ("train", "test"))
+    train, test = _parts(folder)
     return Images(
         train_images=normalized(train[0].to(device)),
         train_labels=train[1].to(device),
         test_images=normalized(test[0].to(device)),
         test_labels=test[1].to(device),
         max_shift=PADDING,
+        statistics=Statistics(MEAN, DEVIATION),
     )
 
 
@@ -76,19 +80,43 @@ def augmented(images: Tensor, draws: torch.Generator) -> Tensor:
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _refuse_pickles(folder: Path) -> None:
-    if (folder / PICKLED_ARCHIVE).exists() and not (folder / ARCHIVE.name).exists():
+Part = tuple[Tensor, Tensor]
+"""Pixels [n, 3, 32, 32] uint8 and fine classes [n] int64."""
+
+
+def _parts(folder: Path) -> tuple[Part, Part]:
+    """Training and test images of the first form that is in `folder`."""
+    if not (folder / ARCHIVE.name).exists():
+        if (folder / cifar100_python.ARCHIVE.name).exists():
+            return cifar100_python.from_archive(folder)
+        if (folder / FOLDER).is_dir():
+            return _extracted(folder / FOLDER, "train"), _extracted(folder / FOLDER, "test")
+        if (folder / cifar100_python.FOLDER).is_dir():
+            return cifar100_python.from_folder(folder)
+    path = ARCHIVE.checked(folder)
+    with tarfile.open(path) as archive:
+        train, test = (archive.extractfile(f"{FOLDER}/{part}.bin") for part in PARTS)
+        assert train is not None  # regular files, by the archive's checksum
+        assert test is not None
+        return _read(train.read()), _read(test.read())
+
+
+def _extracted(folder: Path, part: str) -> Part:
+    file = folder / f"{part}.bin"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder} is not whole ({error}): extract {ARCHIVE.name} again") from error
+    if len(content) != PARTS[part] * RECORD:
         raise UsageError(
-            f"{folder / PICKLED_ARCHIVE} is not read: it holds pickles, and loading a pickle can run any code. "
-            f"The same images are in {ARCHIVE.name}. {ARCHIVE.how_to_get(folder)}"
+            f"{file} is not the published file, or was cut short: expected {PARTS[part] * RECORD} bytes, got "
+            f"{len(content)}: extract {ARCHIVE.name} again"
         )
+    return _read(content)
 
 
-def _read(archive: tarfile.TarFile, name: str) -> tuple[Tensor, Tensor]:
-    """Pixels [n, 3, 32, 32] uint8 and fine classes [n] int64."""
-    file = archive.extractfile(name)
-    assert file is not None  # a regular file, by the archive's checksum
-    records = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).view(-1, RECORD)
+def _read(content: bytes) -> Part:
+    records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, RECORD)
     return records[:, 2:].reshape(-1, 3, SIDE, SIDE), records[:, 1].long()
 
 

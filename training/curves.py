@@ -51,7 +51,10 @@ def write_curves(path: Path, state: State, teacher_top1: float) -> None:
 
 
 def _draw_test(axes: Axes, state: State, method: str, name: str, colour: str) -> None:
+    """Where the networks have this quantity."""
     epochs, values = _by_epoch(state, method, name)
+    if not values[0]:
+        return
     means = [mean(seeds) for seeds in values]
     errors = [standard_error(seeds) or 0.0 for seeds in values]
     axes.plot(epochs, means, color=colour, marker="." if len(epochs) < 10 else "", label=method)

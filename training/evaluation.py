@@ -18,6 +18,7 @@ BATCH_SIZE = 250
 BATCH_SIZE_OF_LARGE = 64
 LARGE_SIDE = 64
 MEASURES = ("test_top1", "test_ce", "test_kd", "test_icd")
+"""The last is missing where a network gives logits alone."""
 
 
 class Logits(NamedTuple):
@@ -25,8 +26,8 @@ class Logits(NamedTuple):
 
     logits: Tensor
     """(n, K)"""
-    regions: Tensor
-    """(n, K, N)"""
+    regions: Tensor | None
+    """(n, K, N); None of a network that gives logits alone."""
 
 
 class Evaluation:
@@ -42,20 +43,22 @@ class Evaluation:
     def __call__(self, student: Network) -> dict[str, float]:
         """Means over the test images: "test_top1" in percent, "test_ce", "test_kd", "test_icd"."""
         options = {name: option for name, option in self.icd.items() if name != "pyramid"}
-        sums = torch.zeros(4, dtype=torch.float64, device=self.data.test_labels.device)
+        sums: Tensor | float = 0.0
         for (own, labels), teacher in zip(self._outputs(student), self.teacher, strict=True):
-            means = (
+            means = [
                 100 * (own.logits.argmax(1) == labels).float().mean(),
                 F.cross_entropy(own.logits, labels),
                 kd_loss(own.logits, teacher.logits, self.kd_temperature),
-                gram_kl(own.regions, teacher.regions, **options),
-            )
-            sums += torch.stack(means) * len(labels)
-        return dict(zip(MEASURES, (sums / len(self.data.test_labels)).tolist(), strict=True))
+            ]
+            if own.regions is not None and teacher.regions is not None:
+                means.append(gram_kl(own.regions, teacher.regions, **options))
+            sums = sums + torch.stack(means).double() * len(labels)
+        assert isinstance(sums, Tensor)
+        return dict(zip(MEASURES, (sums / len(self.data.test_labels)).tolist(), strict=False))
 
     @torch.no_grad()
-    def regions(self, network: Network, images: Tensor) -> Tensor:
-        """Local logits (n, K, N) of some images."""
+    def regions(self, network: Network, images: Tensor) -> Tensor | None:
+        """Local logits (n, K, N) of some images, of a network that has them."""
         network.eval()
         return self._logits(network(images)).regions
 
@@ -67,7 +70,8 @@ class Evaluation:
             yield self._logits(network(batch.images)), batch.labels
 
     def _logits(self, output: NetworkOutput) -> Logits:
-        assert output.features is not None
+        if output.features is None:
+            return Logits(output.logits, None)
         assert output.head is not None
         options = {name: self.icd[name] for name in ("scales", "pyramid", "backend")}
         return Logits(output.logits, local_logits(output.features, output.head, **options))

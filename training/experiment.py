@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from icd_kernels import ICDLoss
-from training import checkpoint, data, networks, sources, students
+from training import checkpoint, data, figures, networks, sources, students
 from training.board import Board
 from training.cached_teacher import CachedTeacher
-from training.comparison import write_comparison
-from training.curves import write_curves
 from training.data import DataSet
 from training.errors import UsageError
 from training.evaluation import Evaluation
 from training.given_teacher import GivenTeacher
-from training.grams import write_grams
 from training.losses import CrossEntropy, Distillation, Loss
 from training.networks import Network
 from training.options import NO_DISTILLATION, Options
@@ -35,7 +32,9 @@ from training.settings import make_device, make_icd, make_student_objective, res
 from training.state import RESULT_FILES, Row, State, open_state
 from training.teacher import BATCH_SIZE as TEACHER_BATCH_SIZE
 from training.teacher import Teacher
+from training.teacher_network import make_teacher, needs_map
 from training.trainer import Optimization, Trainer
+from training.without_effect import options_without_effect
 
 PROBES_PER_CLASS = 2
 PROBED_CLASSES = 10
@@ -50,9 +49,14 @@ def run(options: Options, processes: Processes = ALONE) -> None:
         images, icd, board, settings, given = processes.after_first(lambda: _prepare(options, device, processes))
         opening = partial(open_state, options.out, settings, resume=options.resume, overwrite=options.overwrite)
         state = processes.from_first(opening)
+        if processes.is_first:
+            for note in (*images.notes, *figures.notes(), *options_without_effect(options, settings)):
+                print(f"note: {note}")
         teacher = given or Teacher(images, settings, options.cache, device, processes)
         with Progress(images, teacher, state, is_shown=processes.is_first) as progress, closing(board):
             network = teacher.finish(progress.teacher_epoch)
+            if settings["compile"]:
+                network.compile_in_place()
             outputs = None
             if settings["cache_teacher"]:
                 keep = partial(CachedTeacher.load_or_run, network, images, settings, teacher.path)
@@ -72,7 +76,7 @@ def _prepare(
     board = Board(options.out / "tensorboard" if options.tensorboard else None)
     images = sources.load(options, device)
     options.train_images = _train_images(options, images)
-    settings = resolved(options, icd, images.classes, device, processes.world_size)
+    settings = resolved(options, icd, images, device, processes.world_size)
     if processes.world_size > 1:
         _check_shares(images, settings)
     file = options.teacher_checkpoint
@@ -116,13 +120,11 @@ def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDL
     checkpoint.write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     checkpoint.write(folder / "table.txt", text)
     checkpoint.write(folder / "table.md", f"{markdown_table(summary)}\n\n{summary['conclusion']}\n")
-    write_comparison(folder / "compare.png", summary)
-    write_curves(folder / "curves.png", state, teacher_top1)
-    probe_images, probe_labels = probes(images)
-    write_grams(folder / "grams.png", state.probes, probe_images.cpu(), probe_labels.cpu(), icd)
+    drawn = figures.write_figures(state, summary, images, probes, icd)
     print(f"\n{text}")
     for name, content in RESULT_FILES.items():
-        print(f"{folder / name}: {content}")
+        if name in drawn or not name.endswith(".png"):
+            print(f"{folder / name}: {content}")
 
 
 class Experiment:
@@ -158,6 +160,7 @@ class Experiment:
             "channels": images.channels,
             "side": images.side,
             "classes": images.classes,
+            "needs_map": needs_map(self.settings),
         }
 
     @cached_property
@@ -178,6 +181,8 @@ class Experiment:
         images, settings = self.images, self.settings
         rows = data.balanced_subset(images.train_labels, settings["train_images"], seed)
         student = networks.make(role="student", seed=seed, **self.made).to(rows.device)
+        if settings["compile"]:
+            student.compile_in_place()
         loss = self._loss(method, student, rows, seed)
         optimization = Optimization(
             settings["lr"], *(settings[name] for name in ("weight_decay", "nesterov", "clip", "amp"))
@@ -241,10 +246,13 @@ class Experiment:
         return make_loss(method, self.settings, student, self.teacher, labels, seed, outputs)
 
     def _probe(self, name: str, student: Network) -> None:
-        """Keeps what the Gram figure shows."""
+        """Keeps what the Gram figure shows, where both networks have local logits."""
         images, _ = probes(self.images)
-        self.state.probes["teacher"] = self.evaluation.regions(self.teacher, images).cpu()
-        self.state.probes[name] = self.evaluation.regions(student, images).cpu()
+        regions = (self.evaluation.regions(network, images) for network in (self.teacher, student))
+        for key, found in zip(("teacher", name), regions, strict=True):
+            if found is None:
+                return
+            self.state.probes[key] = found.cpu()
 
 
 def make_loss(
@@ -282,10 +290,12 @@ def rehearse(images: DataSet, settings: dict[str, Any], device: torch.device) ->
     rows = data.balanced_subset(images.train_labels, settings["train_images"], settings["seed"])
     shape = images.channels, images.side, images.classes
     with torch.random.fork_rng():
-        teacher = networks.make(settings["teacher"], "teacher", *shape, seed=0).to(device).eval().requires_grad_(False)
+        teacher = make_teacher(images, settings).to(device).eval().requires_grad_(False)
         batch = next(iter(images.train_batches(rows, settings["batch_size"], settings["seed"], 0)))
         for method in settings["methods"]:
-            student = networks.make(settings["student"], "student", *shape, seed=0).to(device)
+            student = networks.make(settings["student"], "student", *shape, seed=0, needs_map=needs_map(settings)).to(
+                device
+            )
             try:
                 loss = make_loss(method, settings, student, teacher, images.train_labels[rows], settings["seed"])
                 loss(student, batch, 1)["loss"].backward()

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import networks
 from training.data import DataSet
 from training.errors import UsageError
-from training.networks import LibraryModel, Network
+from training.mdistiller_names import translated
+from training.networks import LibraryModel, LogitsAlone, Network
+from training.teacher_network import make_teacher
 
 OPTION = "--teacher-checkpoint"
 NESTED = ("trainer", "model", "state_dict", "network")
@@ -39,9 +40,9 @@ class GivenTeacher:
         Raises:
             UsageError: the file is not there, holds no weights, or those of another network.
         """
-        shape = images.channels, images.side, images.classes
-        network = networks.make(settings["teacher"], "teacher", *shape, seed=0)
-        load_weights(network, read_weights(file), f"{OPTION} {file}, --teacher {settings['teacher']}")
+        network = make_teacher(images, settings)
+        weights = translated(read_weights(file), settings["teacher"], network)
+        load_weights(network, weights, f"{OPTION} {file}, --teacher {settings['teacher']}")
         self.network = network.to(device)
         data = re.sub(r"[^A-Za-z0-9]+", "-", settings["data"])
         self.path = cache / f"teacher-{data}-{settings['teacher_checkpoint']}.pt"
@@ -102,8 +103,10 @@ def load_weights(network: Network, weights: dict[str, Tensor], what: str) -> Non
     Raises:
         UsageError: names or shapes are not the network's; the message has the first of them.
     """
-    model = network.model if isinstance(network, LibraryModel) else network
+    model = network.model if isinstance(network, LibraryModel | LogitsAlone) else network
     own = model.state_dict()
+    counts = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")}
+    weights = counts | weights  # files of old PyTorch lack these counts, and no output depends on them
     common = [name for name in own if name in weights]
     shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in common}
     others = [f"{name} {came} for {expected}" for name, (came, expected) in shapes.items() if came != expected]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from icd_kernels import FeatureTap, NetworkOutput
+from icd_kernels.tap import TapError
+from training.data import Statistics
 from training.errors import UsageError
 from training.options import SMALL
 from training.paper_networks import BODIES
@@ -19,9 +22,33 @@ SMALLEST_SIDE = 8
 class Network(nn.Module):
     """What is trained: images to logits, the penultimate map and the head that classifies its mean."""
 
+    input_factor: Tensor | None
+    input_offset: Tensor | None
+
     def __init__(self, map_channels: int) -> None:
+        """`map_channels`: 0 where the network gives logits alone."""
         super().__init__()
         self.map_channels = map_channels
+        self.register_buffer("input_factor", None, persistent=False)
+        self.register_buffer("input_offset", None, persistent=False)
+
+    def takes_images_of(self, given: Statistics, own: Statistics) -> None:
+        """Images come normalised by `given`, and are handed on as `own` would have them."""
+        if given == own:
+            return
+        mean, deviation, own_mean, own_deviation = (torch.tensor(values)[:, None, None] for values in (*given, *own))
+        self.input_factor = deviation / own_deviation
+        self.input_offset = (mean - own_mean) / own_deviation
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """The images as the network's own statistics normalise them."""
+        if self.input_factor is None or self.input_offset is None:
+            return images
+        return images * self.input_factor + self.input_offset
+
+    def compile_in_place(self) -> None:
+        """From now on what computes the map runs under torch.compile; no weight has another name."""
+        raise NotImplementedError
 
 
 class Classifier(Network):
@@ -33,8 +60,11 @@ class Classifier(Network):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        features = self.body(images)
+        features = self.body(self.prepared(images))
         return NetworkOutput(self.head(features.mean(dim=(2, 3))), features, self.head)
+
+    def compile_in_place(self) -> None:
+        self.body.compile()
 
 
 class LibraryModel(Network):
@@ -47,10 +77,27 @@ class LibraryModel(Network):
         self.tap = tap
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        return self.tap(images)
+        return self.tap(self.prepared(images))
+
+    def compile_in_place(self) -> None:
+        self.model.compile()
 
 
-def make(name: str, role: str, channels: int, side: int, classes: int, seed: int) -> Network:
+class LogitsAlone(Network):
+    """A model of torchvision or timm that gives no map which is pooled: for methods that read logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(map_channels=0)
+        self.model = model
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        return NetworkOutput(self.model(self.prepared(images)))
+
+    def compile_in_place(self) -> None:
+        self.model.compile()
+
+
+def make(name: str, role: str, channels: int, side: int, classes: int, seed: int, *, needs_map: bool = True) -> Network:
     """An untrained network whose weights depend on the seed alone.
 
     Args:
@@ -60,6 +107,7 @@ def make(name: str, role: str, channels: int, side: int, classes: int, seed: int
         side: their height and width.
         classes: K.
         seed: draws the weights.
+        needs_map: False takes models, too, whose logits are no function of the mean of a map.
 
     Raises:
         UsageError: the images are too small, or there is no such model, its package is missing, or it does not
@@ -71,7 +119,7 @@ def make(name: str, role: str, channels: int, side: int, classes: int, seed: int
         torch.manual_seed(derived_seed("init", seed))
         network: Network
         if ":" in name:
-            network = _library_model(name, role, channels, side, classes)
+            network = _library_model(name, role, channels, side, classes, needs_map=needs_map)
         else:
             small = _small_teacher if role == "teacher" else _small_student
             bodies = {SMALL: small, "narrow": _narrow, "deep": _deep, **BODIES}
@@ -79,22 +127,38 @@ def make(name: str, role: str, channels: int, side: int, classes: int, seed: int
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
 
 
-def _library_model(name: str, role: str, channels: int, side: int, classes: int) -> Network:
-    option = f"--{role} {name}"
-    library, model_name = name.split(":", 1)
+def library(name: str, option: str) -> tuple[Any, str]:
+    """The package of "timm:NAME" or "torchvision:NAME", and NAME.
+
+    Raises:
+        UsageError: the package is missing; `option` begins the message.
+    """
+    library, _, model_name = name.partition(":")
     try:
-        package = import_module("torchvision.models" if library == "torchvision" else library)
+        return import_module("torchvision.models" if library == "torchvision" else library), model_name
     except ImportError as error:
         raise UsageError(
             f"{option} needs the package {library}, which could not be imported ({error}). "
             f"Install it: python -m pip install {library}"
         ) from error
+
+
+def _library_model(name: str, role: str, channels: int, side: int, classes: int, *, needs_map: bool) -> Network:
+    option = f"--{role} {name}"
+    package, model_name = library(name, option)
+    images = torch.randn(2, channels, side, side)
     try:
-        if library == "timm":
+        if name.startswith("timm:"):
             model = package.create_model(model_name, pretrained=False, num_classes=classes, in_chans=channels)
         else:
             model = package.get_model(model_name, weights=None, num_classes=classes)
-        return LibraryModel(model, torch.randn(2, channels, side, side))
+        try:
+            return LibraryModel(model, images)
+        except TapError:
+            if needs_map:
+                raise
+            model(images)  # images that it cannot take are told now
+            return LogitsAlone(model)
     except (ValueError, RuntimeError) as error:  # no such model, images that it cannot take, or TapError
         raise UsageError(f"{option}, {channels} x {side} x {side} images: {error}") from error
 

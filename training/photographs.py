@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from training import squares
-from training.data import WHOLE, Batch
+from training.data import WHOLE, Batch, Statistics
 from training.errors import UsageError
 from training.seeds import generator
 from training.squares import Photos
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+EDGE = 4096  # bytes
 TEST_FOLDERS = ("test", "val")
 
 
@@ -29,6 +33,18 @@ class Photographs:
     workers: int
     is_changed: bool = True
     """Whether training images are cropped at random and mirrored."""
+    notes: tuple[str, ...] = ()
+    statistics = Statistics(squares.MEAN, squares.DEVIATION)
+
+    @cached_property
+    def content(self) -> str:
+        """Of every file its place, its size, and its first and last 4 KiB: all of a large set would take minutes."""
+        digest = hashlib.sha256()
+        root = os.path.commonpath(self.train.files + self.test.files)
+        for photos in (self.train, self.test):
+            for file, label in zip(photos.files, photos.labels.tolist(), strict=True):
+                digest.update(f"{file.relative_to(root)} {label} {file.stat().st_size} ".encode() + _edges(file))
+        return digest.hexdigest()[:12]
 
     @property
     def train_labels(self) -> Tensor:
@@ -89,8 +105,18 @@ class Photographs:
         return images
 
 
+def _edges(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        first = opened.read(EDGE)
+        opened.seek(max(0, file.stat().st_size - EDGE))
+        return first + opened.read(EDGE)
+
+
 def read_folder(folder: Path, device: torch.device, workers: int) -> Photographs:
     """The images below train/ and test/ (or val/) of a folder, each with a folder for every class.
+
+    A class has the images in its folder and in folders within it, of every format that Pillow reads; files of other
+    endings are skipped, and counted in `notes`. What begins with a dot is left alone.
 
     Raises:
         UsageError: a folder is missing, empty, or the two do not have the same classes; or there is no Pillow.
@@ -106,21 +132,45 @@ def read_folder(folder: Path, device: torch.device, workers: int) -> Photographs
             f"{parts[1].name}, got {len(names[0])} and {len(names[1])}"
             f"{_only_in_one(set(names[0]) ^ set(names[1]))}"
         )
-    train, test = (_read_part(part, names[0]) for part in parts)
-    return Photographs(train, test, device, workers)
+    endings = squares.readable_endings()
+    skipped: Counter[str] = Counter()
+    train, test = (_read_part(part, names[0], endings, skipped) for part in parts)
+    notes = (f"--data folder:{folder}: skipped {_counted(skipped)}",) if skipped else ()
+    return Photographs(train, test, device, workers, notes=notes)
+
+
+def _counted(skipped: Counter[str]) -> str:
+    files = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(skipped.items()))
+    return f"files that no image ends like: {files}"
 
 
 def _only_in_one(names: set[str]) -> str:
     return f"; in one alone: {', '.join(sorted(names)[:5])}" if names else ""
 
 
-def _read_part(part: Path, names: list[str]) -> Photos:
+def _read_part(part: Path, names: list[str], endings: frozenset[str], skipped: Counter[str]) -> Photos:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = sorted(path for path in (part / name).iterdir() if path.suffix.lower() in ENDINGS)
+        inside = sorted(_files(part / name))
+        found = [path for path in inside if path.suffix.lower() in endings]
+        skipped.update(path.suffix.lower() for path in inside if path.suffix.lower() not in endings)
         if not found:
-            raise UsageError(f"{part / name} has no image: expected files that end in {', '.join(ENDINGS)}")
+            raise UsageError(
+                f"{part / name} has no image: expected files that Pillow reads, such as .jpg, .png or .webp; found "
+                f"{len(inside)} others"
+            )
         files += found
         labels += [label] * len(found)
     return Photos(tuple(files), torch.tensor(labels))
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """In it and in folders within it, but for what begins with a dot."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path

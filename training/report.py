@@ -52,7 +52,7 @@ def table(summary: Summary) -> str:
         losses = "".join(f"{'-' if numbers[name] is None else _short(numbers[name]):>8}" for name in COLUMNS)
         lines.append(f"{method:8}  {_top1(numbers):14} {numbers['seconds_per_step']:9.4f}{losses}")
     lines.append(
-        f"Means over {_seeds(summary['settings'])}. Losses before their weights; -: not trained on. base: the method's "
+        f"Means over {_seeds(summary['settings'])}. Losses before their weights; -: none. base: the method's "
         "own term,\non local logits for sd-*, and for icd-* with --local-base."
     )
     return "\n".join(lines)

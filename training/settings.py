@@ -14,7 +14,9 @@ from icd_kernels import BackendUnavailableError, ICDLoss
 from icd_kernels.backends import choose
 from icd_kernels.objectives import Objective, make_objective
 from icd_kernels.objectives.icd import icd_weight
+from training import pretrained
 from training.cached_teacher import READS_MAPS
+from training.data import DataSet, Statistics
 from training.errors import UsageError
 from training.given_teacher import digest
 from training.options import NO_DISTILLATION, Options
@@ -85,19 +87,22 @@ def make_icd(options: Options, device: torch.device) -> ICDLoss:
         raise UsageError(f"iCD option: {error}") from error
 
 
-def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device, processes: int = 1) -> dict[str, Any]:
+def resolved(
+    options: Options, icd: ICDLoss, images: DataSet, device: torch.device, processes: int = 1
+) -> dict[str, Any]:
     """Every value that the numbers depend on, by the name of its option; numbers, strings and tuples only.
 
-    `classes`: of the data. "processes" is how many torchrun has started, 1 without it.
+    "data_content" is a digest of the data, "processes" how many torchrun has started, 1 without it.
     """
     student = ("data", "student", "train_images", "methods", "seeds", "seed", "epochs", "batch_size", "lr")
-    optimization = ("schedule", "weight_decay", "nesterov", "clip", "amp")
-    teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed")
+    optimization = ("schedule", "weight_decay", "nesterov", "clip", "amp", "compile")
+    teacher = ("teacher", "teacher_epochs", "teacher_lr", "teacher_seed", "pretrained")
     objectives = ("kd_weight", "kd_temperature", "dkd_beta", "crd_negatives")
     share = max(1, round(SCALED_EPOCHS * options.epochs))
     weight = options.icd_weight
     if weight is None:
-        weight = icd_weight(icd.options.gram, icd.options.normalize, classes)
+        weight = icd_weight(icd.options.gram, icd.options.normalize, images.classes)
+    statistics = _teacher_statistics(options, images)
     settings = {
         **{name: getattr(options, name) for name in (*student, *optimization, *teacher, *objectives)},
         **{name: getattr(icd.options, name) for name in _PRESET_OVERRIDES},
@@ -108,7 +113,10 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
         "milestones": _milestones(options),
         "baseline": _baseline(options),
         "teacher_checkpoint": None if options.teacher_checkpoint is None else digest(options.teacher_checkpoint),
+        "teacher_mean": statistics.mean,
+        "teacher_std": statistics.deviation,
         "cache_teacher": options.cache_teacher,
+        "data_content": images.content,
         "backend": icd.backend,
         "device": str(device) if processes == 1 else device.type,
         "threads": options.threads,
@@ -118,6 +126,30 @@ def resolved(options: Options, icd: ICDLoss, classes: int, device: torch.device,
     if options.amp == "fp16" and device.type == "cpu":
         raise UsageError("--amp fp16 needs a GPU: on a CPU take bf16")
     return settings
+
+
+def _teacher_statistics(options: Options, images: DataSet) -> Statistics:
+    """What the teacher's images are normalised by; --pretrained weights that cannot be used are told."""
+    channels, mean, deviation = images.channels, options.teacher_mean, options.teacher_std
+    own = images.statistics
+    if options.pretrained and options.teacher_checkpoint is None:
+        weights = pretrained.published(options.teacher)
+        own = pretrained.on_channels(weights.statistics, channels)
+        if options.teacher_epochs == 0 and weights.classes != images.classes:
+            raise UsageError(
+                f"--teacher-epochs 0: the weights of --teacher {options.teacher} are for {weights.classes} classes, "
+                f"and --data has {images.classes}: its new head must be trained"
+            )
+    elif options.teacher_epochs == 0 and options.teacher_checkpoint is None:
+        raise UsageError("--teacher-epochs must be 1 or more without --pretrained, got 0: nothing would train it")
+    if mean is None and deviation is None:
+        return own
+    if mean is None or deviation is None or len(mean) != len(deviation) or len(mean) not in (1, channels):
+        raise UsageError(
+            f"--teacher-mean and --teacher-std must have one value each, or {channels}, as the images have channels; "
+            f"got {mean} and {deviation}"
+        )
+    return Statistics(tuple(mean), tuple(deviation))
 
 
 def make_student_objective(

@@ -82,6 +82,13 @@ def require_pillow(what: str) -> None:
         ) from error
 
 
+def readable_endings() -> frozenset[str]:
+    """Of the files that Pillow reads as images, such as ".jpg"."""
+    from PIL import Image
+
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
 class _Squares(Dataset[tuple[Tensor, int]]):
     """Bytes [3, 224, 224] and label of every photograph."""
 

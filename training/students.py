@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from training import checkpoint, networks
-from training.networks import LibraryModel, Network
+from training.networks import LibraryModel, LogitsAlone, Network
 from training.state import Row, State
 
 FOLDER = "students"
@@ -30,7 +30,7 @@ def keep(state: State, network: Network, row: Row, made: dict[str, Any]) -> None
         state: of the run; its rows do not have `row` yet.
         network: the student.
         row: of the epoch.
-        made: what `networks.make` was given, but for the seed: name, channels, side and classes.
+        made: what `networks.make` was given, but for the seed: name, channels, side, classes and needs_map.
     """
     method, seed = row["method"], row["seed"]
     before = [other["test_top1"] for other in state.rows if (other["method"], other["seed"]) == (method, seed)]
@@ -43,7 +43,12 @@ def keep(state: State, network: Network, row: Row, made: dict[str, Any]) -> None
 
 def weights_of(network: Network) -> dict[str, Tensor]:
     """By the names of the library's own model, where it is one."""
-    return network.model.state_dict() if isinstance(network, LibraryModel) else network.state_dict()
+    return _named(network).state_dict()
+
+
+def _named(network: Network) -> nn.Module:
+    """The module whose names of weights are kept: the library's own model, where it is one."""
+    return network.model if isinstance(network, LibraryModel | LogitsAlone) else network
 
 
 def load(path: Path | str) -> Network:
@@ -54,7 +59,7 @@ def load(path: Path | str) -> Network:
     """
     saved = checkpoint.load(Path(path))
     network = networks.make(role="student", seed=0, **saved["made"])
-    (network.model if isinstance(network, LibraryModel) else network).load_state_dict(saved["state_dict"])
+    _named(network).load_state_dict(saved["state_dict"])
     return network.eval()
 
 

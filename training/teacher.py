@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, networks
+from training import checkpoint, pretrained
 from training.data import DataSet
 from training.losses import CrossEntropy
-from training.networks import Network
+from training.networks import LibraryModel, LogitsAlone, Network
 from training.processes import ALONE, Processes
 from training.schedule import Schedule
+from training.teacher_network import make_teacher
 from training.trainer import Optimization, Trainer
 
 BATCH_SIZE = 64
@@ -26,7 +27,10 @@ BATCH_SIZE = 64
 class Teacher:
     """A teacher and its file, which holds it after every epoch: an interrupted training goes on from there."""
 
-    SETTINGS = ("data", "teacher", "teacher_epochs", "teacher_lr", "teacher_seed", "device", "threads", "processes")
+    SETTINGS = (
+        *("data", "data_content", "teacher", "teacher_epochs", "teacher_lr", "teacher_seed", "pretrained"),
+        *("teacher_mean", "teacher_std", "device", "threads", "processes"),
+    )
     """All of a run's settings that its numbers depend on."""
 
     def __init__(
@@ -42,20 +46,25 @@ class Teacher:
         self.settings = {name: settings[name] for name in self.SETTINGS}
         self.epochs: int = settings["teacher_epochs"]
         self.seed: int = settings["teacher_seed"]
-        self.network = networks.make(
-            settings["teacher"], "teacher", images.channels, images.side, images.classes, self.seed
-        ).to(device)
+        self.network = make_teacher(images, settings).to(device)
         count = len(images.train_labels)
         steps = images.steps_per_epoch(count, BATCH_SIZE)
         self.weights = processes.weights(count, BATCH_SIZE, steps)
         optimization = Optimization(settings["teacher_lr"])
-        self.trainer = Trainer(self.network, CrossEntropy(), optimization, Schedule(self.epochs, steps), processes)
+        self.trainer = Trainer(
+            self.network, CrossEntropy(), optimization, Schedule(max(1, self.epochs), steps), processes
+        )
         self.path = (
             folder / f"teacher-{re.sub(r'[^A-Za-z0-9]+', '-', settings['data'])}-{_key(self.settings, self.network)}.pt"
         )
         self.source = f"{self.path}: the trained teacher, for later runs"
+        if self.epochs == 0:
+            self.source = f"--teacher {settings['teacher']}: its published weights, as they are"
         self.epochs_done = 0
         saved = processes.from_first(lambda: checkpoint.load(self.path) if self.path.exists() else None)
+        if saved is None and settings["pretrained"]:
+            assert isinstance(self.network, LibraryModel | LogitsAlone)  # `resolved` refuses the others
+            pretrained.load(self.network, settings["teacher"], images.channels)
         if saved is not None:
             self.epochs_done = saved["epochs_done"]
             self.trainer.restore(saved["trainer"])

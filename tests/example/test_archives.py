@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import pickle
+import struct
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
-from training import cifar100, cub200, squares  # noqa: E402
+from training import cifar100, cifar100_python, cub200, squares  # noqa: E402
 from training.data import balanced_subset  # noqa: E402
 from training.errors import UsageError  # noqa: E402
 
@@ -75,6 +79,40 @@ def record(fine: int, value: int) -> bytes:
     return bytes([fine // 5, fine, *((value + byte) % 256 for byte in range(3072))])
 
 
+class OfPython2(pickle._Pickler):
+    """Writes text and bytes as Python 2 wrote its strings, as the published pickles have them."""
+
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, content: str | bytes) -> None:
+        encoded = content.encode() if isinstance(content, str) else content
+        self.write(  # type: ignore[attr-defined]  # missing in the types
+            pickle.BINSTRING + struct.pack("<i", len(encoded)) + encoded
+        )
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def pickled(records: bytes) -> bytes:
+    """The same images as torchvision keeps them."""
+    rows = np.frombuffer(records, dtype=np.uint8).reshape(-1, 3074)
+    content = io.BytesIO()
+    saved = {"data": rows[:, 2:].copy(), "fine_labels": rows[:, 1].tolist(), "batch_label": "of one"}
+    OfPython2(content, protocol=2).dump(saved)
+    return content.getvalue()
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 class TestCifar100:
     def test_load(self, publish: Publish) -> None:
         train = record(7, 0) + record(99, 3) + record(0, 250)
@@ -91,12 +129,44 @@ class TestCifar100:
         expected = (byte / 255 - cifar100.MEAN[channel]) / cifar100.DEVIATION[channel]
         assert images.train_images[1, channel, row, column].item() == pytest.approx(expected, rel=1e-5)
 
-    def test_pickles_are_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "cifar-100-python.tar.gz").touch()
-        with pytest.raises(
-            UsageError, match=r"python\.tar\.gz is not read: .*pickle.*\n.*\n.*cifar-100-binary\.tar\.gz"
-        ):
+    @pytest.mark.parametrize("form", ["archive", "folder"])
+    def test_torchvisions_files_hold_the_same(
+        self, form: str, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train = record(7, 0) + record(99, 3) + record(0, 250)
+        binary = {"cifar-100-binary/test.bin": record(42, 9), "cifar-100-binary/train.bin": train}
+        expected = cifar100.load(publish(cifar100, binary), CPU)
+        (tmp_path / cifar100.ARCHIVE.name).unlink()
+        pickles = {"train": pickled(train), "test": pickled(record(42, 9))}
+        digests = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in pickles.items()}
+        monkeypatch.setattr(cifar100_python, "MD5", digests)
+        if form == "archive":
+            publish(cifar100_python, {f"cifar-100-python/{name}": content for name, content in pickles.items()})
+        else:
+            write_folder(tmp_path / "cifar-100-python", pickles)
+        images = cifar100.load(tmp_path, CPU)
+        assert images.content == expected.content
+        assert images.train_labels.tolist() == [7, 99, 0]
+
+    def test_an_extracted_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cifar100, "PARTS", {"train": 2, "test": 1})
+        files = {"train.bin": record(7, 0) + record(99, 3), "test.bin": record(42, 9)}
+        write_folder(tmp_path / "cifar-100-binary", files)
+        assert cifar100.load(tmp_path, CPU).train_labels.tolist() == [7, 99]
+        (tmp_path / "cifar-100-binary" / "test.bin").write_bytes(record(42, 9)[:-1])
+        with pytest.raises(UsageError, match=r"test\.bin is not the published file.*expected 3074 bytes, got 3073"):
             cifar100.load(tmp_path, CPU)
+        (tmp_path / "cifar-100-binary" / "test.bin").unlink()
+        with pytest.raises(UsageError, match=r"cifar-100-binary is not whole .*: extract cifar-100-binary\.tar\.gz"):
+            cifar100.load(tmp_path, CPU)
+
+    def test_another_pickle_runs_no_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By its checksum it is refused before it is read; and what is read makes arrays alone."""
+        write_folder(tmp_path / "cifar-100-python", {"train": b"other", "test": b"other"})
+        with pytest.raises(UsageError, match=r"train is not the published file.*expected MD5 16019d7e3df5f24257cddd"):
+            cifar100.load(tmp_path, CPU)
+        with pytest.raises(pickle.UnpicklingError, match=r"posix\.system is no part of an array"):
+            cifar100_python._read(pickle.dumps(Harmful()))
 
     def test_augmented(self) -> None:
         """Every image is a window of its frame or of the mirrored frame; all windows are drawn, as often mirrored."""

@@ -19,6 +19,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
+from small_images import small_images  # noqa: E402
+
 import train_example  # noqa: E402
 from training import averages, checkpoint, data, losses, networks, options, settings, state  # noqa: E402
 from training.errors import UsageError  # noqa: E402
@@ -330,7 +332,7 @@ def test_icd_options_reach_the_loss() -> None:
         "reduction": "mean",
     }
     assert icd.backend == "reference"
-    assert settings.resolved(chosen, icd, 10, torch.device("cpu"))["icd_weight"] == 2.0
+    assert settings.resolved(chosen, icd, small_images(), torch.device("cpu"))["icd_weight"] == 2.0
 
 
 def test_quick_gives_way_to_what_is_given() -> None:

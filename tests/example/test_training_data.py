@@ -88,7 +88,7 @@ def test_what_is_wrong_with_a_folder_is_named(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"the same in train and val, got 2 and 3; in one alone: third"):
         read_folder(folder, CPU, workers=0)
     (folder / "train" / "third").mkdir()
-    with pytest.raises(UsageError, match=r"train/third has no image: expected files that end in \.jpg"):
+    with pytest.raises(UsageError, match=r"train/third has no image: expected files that Pillow reads, such as \.jpg"):
         read_folder(folder, CPU, workers=0)
     with pytest.raises(UsageError, match=r"expected the folders train and test"):
         read_folder(folder / "train", CPU, workers=0)
@@ -106,6 +106,34 @@ def test_a_broken_image_is_named(folder: Path, workers: int) -> None:
 def test_folders_that_begin_with_a_dot_are_no_classes(folder: Path) -> None:
     (folder / "train" / ".ipynb_checkpoints").mkdir()
     assert read_folder(folder, CPU, workers=0).classes == 2
+
+
+def test_nested_folders_and_other_formats(folder: Path) -> None:
+    """Whatever Pillow reads is taken, wherever it lies in its class; the rest is counted."""
+    nested = folder / "train" / "dark" / "night" / "cloudy"
+    nested.mkdir(parents=True)
+    for ending in ("tif", "gif", "JPG"):
+        image_module.new("RGB", (30, 30), (30, 30, 30)).save(nested / f"more.{ending}")
+    (nested / ".hidden.png").touch()
+    (nested / "labels.csv").touch()
+    (nested / "README").touch()
+    photos = read_folder(folder, CPU, workers=0)
+    assert photos.train_labels.bincount().tolist() == [33, 36]
+    assert [path.name for path in photos.train.files if path.parent == nested] == ["more.JPG", "more.gif", "more.tif"]
+    skipped = "files that no image ends like: 1 without an ending, 1 .csv, 1 .txt"
+    assert photos.notes == (f"--data folder:{folder}: skipped {skipped}",)
+
+
+def test_the_content_of_photographs(folder: Path, tmp_path: Path) -> None:
+    """Moved, they are the same; a changed file, another name or another class makes others of them."""
+    before = read_folder(folder, CPU, workers=0).content
+    moved = folder.rename(tmp_path.parent / f"{tmp_path.name}-moved")
+    assert read_folder(moved, CPU, workers=0).content == before
+    image_module.new("RGB", (24, 30), (31, 30, 30)).save(moved / "train" / "dark" / "01.png")
+    changed = read_folder(moved, CPU, workers=0).content
+    (moved / "train" / "dark" / "02.png").rename(moved / "train" / "dark" / "99.png")
+    renamed = read_folder(moved, CPU, workers=0).content
+    assert len({before, changed, renamed}) == 3
 
 
 def test_grey_of_16_bits_keeps_its_range(folder: Path) -> None:
@@ -147,6 +175,14 @@ def test_cub200_is_photographs(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     loaded = sources.load(parse(["--data", "cub200"]), CPU)
     assert isinstance(loaded, Photographs)
     assert loaded.train == photos.train
+
+
+def test_the_content_of_images_in_memory(images: Images) -> None:
+    labels = images.train_labels.flip(0)
+    brighter = dataclasses.replace(images, train_images=images.train_images + 0.5)
+    others = (dataclasses.replace(images, train_labels=labels), brighter)
+    assert dataclasses.replace(images).content == images.content
+    assert len({images.content, *(other.content for other in others)}) == 3
 
 
 def test_unchanged_images_in_memory(images: Images) -> None:

@@ -14,6 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
+from small_images import small_images  # noqa: E402
+
 import train_example  # noqa: E402
 from icd_kernels import objectives  # noqa: E402
 from icd_kernels.options import GRAMS, NORMALIZATIONS, PYRAMIDS  # noqa: E402
@@ -67,7 +69,7 @@ def test_names_are_those_of_the_objectives() -> None:
 def resolved(*arguments: str) -> dict[str, Any]:
     chosen = options.parse(list(arguments))
     device = torch.device("cpu")
-    return settings.resolved(chosen, settings.make_icd(chosen, device), 10, device)
+    return settings.resolved(chosen, settings.make_icd(chosen, device), small_images(), device)
 
 
 def objective_settings(method: str, *arguments: str) -> dict[str, Any]:

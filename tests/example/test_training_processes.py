@@ -264,8 +264,10 @@ class TestShares:
                 assert all(torch.equal(own, all_[rank::2]) for own, all_ in zip(share, batch, strict=True))
 
     def test_a_batch_that_is_too_small_is_refused(self) -> None:
+        from small_images import small_images  # here: the file is a process's script too, outside of pytest
+
         chosen = options.parse([*TINY, "--batch-size", "14"])
-        resolved = settings.resolved(chosen, settings.make_icd(chosen, CPU), 10, CPU, processes=2)
+        resolved = settings.resolved(chosen, settings.make_icd(chosen, CPU), small_images(), CPU, processes=2)
         images = data.load("digits", CPU)
         with pytest.raises(UsageError, match=r"--batch-size 14: 2 processes need 4 images.*last batch of 30 has 2"):
             experiment._check_shares(images, resolved)

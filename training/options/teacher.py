@@ -20,11 +20,32 @@ def add_teacher(group: argparse._ArgumentGroup) -> None:
         help="the teacher's network: small (240,000 weights), or another as for --student (default: %(default)s)",
     )
     add(
+        "--pretrained",
+        action="store_true",
+        help="the teacher, of timm or torchvision, starts from the weights that they publish, which the machine has or "
+        "can fetch; a head for other classes is new; it sees images as these weights want them normalised (default: "
+        "off)",
+    )
+    add(
+        "--teacher-mean",
+        type=values.list_of(values.share),
+        metavar="LIST",
+        help="what the teacher's images are normalised by, one value a channel or one for all, black 0 and white 1 "
+        "(default: as the student's; with --pretrained as its weights want it)",
+    )
+    add(
+        "--teacher-std",
+        type=values.list_of(values.positive),
+        metavar="LIST",
+        help="as --teacher-mean, the deviation; both or neither (default: as there)",
+    )
+    add(
         "--teacher-epochs",
-        type=values.positive_int,
+        type=values.natural,
         default=12,
         metavar="N",
-        help="passes of the teacher over all training images (default: %(default)s epochs)",
+        help="passes of the teacher over all training images; 0 takes --pretrained weights as they are (default: "
+        "%(default)s epochs)",
     )
     add(
         "--teacher-lr",
@@ -45,7 +66,8 @@ def add_teacher(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="the teacher's trained weights, as torch.save or safetensors writes a state_dict, by itself or under "
-        "model, state_dict or network; it is not trained then, and --teacher says which network it is (default: none)",
+        "model, state_dict or network; it is not trained then, and --teacher says which network it is; mdistiller's of "
+        "resnet32x4, resnet50, wrn-40-2 and vgg13 are taken too (default: none)",
     )
     add(
         "--cache-teacher",
