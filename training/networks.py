@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class LibraryModel(Network):
         return self.tap(self.prepared(images))
 
     def compile_in_place(self) -> None:
-        self.model.compile()
+        self.tap = FeatureTap(cast("nn.Module", torch.compile(self.model)))
 
 
 class LogitsAlone(Network):

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mdistiller_engine import installed, trained
+from mdistiller_networks import resnet32x4
 from torch import Tensor, nn
 
 from icd_kernels import FeatureTap, ICDLoss, available_backends, icd_loss, make_objective
@@ -29,7 +31,8 @@ CASES = {
     "lightning_module.py": (("lightning", "torchvision"), 1, {"ce", "sd-kd", "icd"}),
     "accelerate_loop.py": (("accelerate", "torchvision"), 4, {"ce", "sd-kd", "icd"}),
     "torchdistill/train.py": (("torchdistill", "torchvision"), 2, {"ce", "sd-kd", "icd"}),
-    "mdistiller_style.py": ((), 2, {"ce", "sd-dkd", "icd"}),
+    "timm_task.py": (("timm",), 2, {"ce", "sd-dkd", "icd"}),
+    "huggingface_trainer.py": (("transformers", "accelerate"), 2, {"ce", "sd-kd", "icd"}),
 }
 """Script: the libraries it needs, how many lines of terms it prints, and the terms beside the total."""
 
@@ -137,3 +140,109 @@ def test_lightning_leaves_the_teacher_as_it_was() -> None:
     assert module.global_step == 2
     assert not any(part.training for part in teacher.modules())
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_timm_task_has_the_objectives_gradients(compiled: bool) -> None:
+    """The task's loss is that of the objective alone, with or without timm's own `compile`; an EMA follows."""
+    skip_without("timm")
+    example = load_example("timm_task.py")
+    torch.manual_seed(1)
+    teacher, student = (example.timm.create_model(name, num_classes=10) for name in ("resnet10t", "convnext_atto"))
+    images, labels = torch.randn(4, 3, 64, 64), torch.randint(10, (4,))
+    taps = FeatureTap(student.train()), FeatureTap(teacher.eval())
+    with torch.no_grad():
+        teacher_out = taps[1](images)
+    expected_loss = make_objective("icd-dkd", num_classes=10)(taps[0](images), teacher_out, labels, epoch=20).total
+    expected_loss.backward()
+    expected = gradients(student)
+    task = example.ICDTask(student, teacher, "icd-dkd", num_classes=10).train()
+    task.epoch = 20
+    task.setup_ema()
+    if compiled:
+        task.compile(backend="eager")
+    result = task(images, labels)
+    result["loss"].backward()
+    torch.testing.assert_close(result["loss"], expected_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients(student), expected, rtol=1e-4, atol=1e-5)
+    task.update_ema(step=1)
+    assert not teacher.training
+    assert set(task.get_checkpoint_state()["state_dict"]) == set(student.state_dict())
+
+
+def test_huggingface_trainer_accumulates_means(tmp_path: Path) -> None:
+    """Two batches of four, accumulated, are one batch of eight: the trained weights agree."""
+    skip_without("transformers", "accelerate")
+    example = load_example("huggingface_trainer.py")
+    weights = []
+    for batch, steps in ((8, 1), (4, 2)):
+        torch.manual_seed(2)
+        student, teacher = example.networks()
+        arguments = example.TrainingArguments(
+            str(tmp_path / str(batch)),
+            max_steps=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            learning_rate=0.1,
+            optim="sgd",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        torch.manual_seed(3)
+        data = example.images(8)
+        method = {"teacher": teacher, "method": "icd-kd", "num_classes": 10}
+        trainer = example.ICDTrainer(student, arguments, train_dataset=data, eval_dataset=data[:4], **method)
+        trainer.train()
+        weights.append({name: value.clone() for name, value in student.state_dict().items()})
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_mdistiller_trains_the_distiller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By mdistiller's own classes where it can be imported, else by a stand-in of its interface."""
+    skip_without("yacs")
+    if importlib.util.find_spec("mdistiller") is None:
+        import yacs.config
+
+        for name, module in installed(yacs.config).items():
+            monkeypatch.setitem(sys.modules, name, module)
+    example = load_example("mdistiller/icd_distiller.py")
+    example.register()
+    example.CFG.DISTILLER.TYPE = "ICD"
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3, 32, 32), torch.randint(100, (4,))) for _ in range(2)]
+    student, teacher = resnet32x4(), resnet32x4()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    losses = trained(student, teacher, batches)
+    assert [set(step) for step in losses] == [{"loss_icd"}] * 4
+    assert all(math.isfinite(step["loss_icd"]) for step in losses)
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+CLIENTS = {
+    "torchvision": "torchvision_step.py",
+    "timm": "timm_step.py",
+    "timm.task": "timm_task.py",
+    "Lightning": "lightning_module.py",
+    "Accelerate": "accelerate_loop.py",
+    "Hugging Face": "huggingface_trainer.py",
+    "torchdistill": "torchdistill/train.py",
+    "mdistiller": "mdistiller/icd_distiller.py",
+}
+"""By the headings of docs/integrations.md."""
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_lines_that_are_added_are_those_of_the_example(client: str) -> None:
+    """The first block of a client's section is what a user adds: its lines stand in the example, and are counted."""
+    document = (EXAMPLES.parent / "docs" / "integrations.md").read_text()
+    section = document.split(f"\n## {client}\n")[1].split("\n## ")[0]
+    block = section.split("```")[1].partition("\n")[2]
+    added = [line.strip() for line in block.splitlines() if line.strip()]
+    folder = (EXAMPLES / CLIENTS[client]).parent
+    files = folder.iterdir() if folder != EXAMPLES else [EXAMPLES / CLIENTS[client]]
+    lines = {line.strip() for file in files if file.is_file() for line in file.read_text().splitlines()}
+    assert [line for line in added if line not in lines] == []
+    row = next(line for line in document.splitlines() if line.startswith(f"| {client} |"))
+    assert row.split("|")[3].strip() == str(len(added)), f"{client} adds {len(added)} lines"
