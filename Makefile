@@ -5,12 +5,13 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu gpu-cache gpu-tests
+.PHONY: help setup demo test lint docs bench gpu gpu-cache gpu-tests
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 DEPENDENCIES := $(VENV)/dependencies.stamp
 INSTALLED := $(VENV)/installed.stamp
+SITE := build/site
 RESULTS := benchmarks/results
 GPU_CACHE := $(CURDIR)/build/triton-cache
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -20,6 +21,7 @@ help:
 	@echo "make demo    distil a student on real images (ARGS=... are passed on: ARGS=--help)"
 	@echo "make test    run the tests (ARGS=... are passed on to pytest)"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    build the site, with the API reference, into build/site; warnings are errors"
 	@echo "make bench   time everything on this CPU, write the tables and plots (ARGS=... are passed on to the run)"
 	@echo "make gpu     ten minutes on a GPU with the installed torch, offline: right results first, then times"
 	@echo "             (ARGS=... are passed on: ARGS='--seconds 300')"
@@ -37,7 +39,7 @@ $(DEPENDENCIES): constraints.txt
 
 $(INSTALLED): $(DEPENDENCIES) pyproject.toml setup.py $(shell find csrc -type f)
 	@echo "==> Building the extension and installing the package in place"
-	@$(PIP_INSTALL) --no-build-isolation --editable ".[demo,test,lint,release]"
+	@$(PIP_INSTALL) --no-build-isolation --editable ".[demo,test,lint,docs,release]"
 	@$(VENV_PYTHON) -c 'import icd_kernels; print("==> Backends here:", ", ".join(icd_kernels.available_backends()))'
 	@touch $@
 
@@ -54,6 +56,11 @@ lint: $(INSTALLED)
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
+
+docs: $(INSTALLED)
+	@echo "==> Building the site"
+	@$(VENV_PYTHON) -m sphinx --fail-on-warning --keep-going --quiet -b html docs $(SITE)
+	@echo "==> $(SITE)/index.html"
 
 bench: $(INSTALLED)
 	@echo "==> Timing on this CPU; keep the machine quiet"

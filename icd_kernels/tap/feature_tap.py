@@ -28,12 +28,12 @@ NO_HISTORY = (
 class FeatureTap:
     """Runs a model and gives what distillation reads: logits, the map that is pooled, and the head of its mean.
 
-    ```python
-    teacher_tap, student_tap = FeatureTap(teacher), FeatureTap(student)
-    with torch.no_grad():
-        teacher_out = teacher_tap(images)
-    objective(student_tap(images), teacher_out, labels).total.backward()
-    ```
+    Use it in place of the model::
+
+        teacher_tap, student_tap = FeatureTap(teacher), FeatureTap(student)
+        with torch.no_grad():
+            teacher_out = teacher_tap(images)
+        objective(student_tap(images), teacher_out, labels).total.backward()
 
     The first call looks for the map by one more forward of two images in eval mode. Every forward notes the calls that
     lead from the pooled vector to the logits; they are the head, whatever stands there: a linear layer, norms, hidden
