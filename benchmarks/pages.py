@@ -43,8 +43,8 @@ def insert(path: Path, name: str, text: str) -> None:
 
 
 def summary(document: Document) -> str:
-    """The README's part: losses in float32, training steps."""
-    return "\n\n".join((tables.loss_table(document), tables.step_table(document), tables.caption(document)))
+    """The README's part: five rows, and how they were measured."""
+    return "\n\n".join((tables.headline_table(document), tables.short_caption(document)))
 
 
 def details(document: Document, kind: str) -> str:
@@ -52,6 +52,7 @@ def details(document: Document, kind: str) -> str:
     images = "\n\n".join(f"![time against {sweep}](images/benchmarks_{kind}_{sweep}.png)" for sweep in SWEEPS)
     parts = {
         "": tables.caption(document),
+        "### In short": f"{tables.loss_table(document)}\n\n{tables.step_table(document)}",
         "### Growth": f"{tables.growth_table(document)}\n\n{images}",
         "### Out of memory in the sweeps": tables.absences(document) or "None.",
         "### Objectives and training steps": tables.whole_table(document),

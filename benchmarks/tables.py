@@ -40,8 +40,33 @@ def ours_of(document: Document) -> str:
     return "triton" if "gpu" in document["machine"] else "cpp"
 
 
+HEADLINES = (
+    ("spatial", "CIFAR-100 ResNet32x4→MobileNetV2"),
+    ("class", "CIFAR-100 ResNet32x4→MobileNetV2"),
+    ("spatial", "CUB-200 ResNet32x4→MobileNetV2"),
+    ("class", "CUB-200 ResNet32x4→MobileNetV2"),
+    ("class", "ImageNet ResNet50→MobileNetV2"),
+)
+"""Form and workload of the README's rows."""
+
+
+def headline_table(document: Document) -> str:
+    """The README's: five rows of :func:`loss_table`."""
+    ours = ours_of(document)
+    header = ["forward + backward", "eager", "`torch.compile`", f"`{ours}`", "vs eager", "vs compiled", "memory"]
+    rows = []
+    for case, entry in losses(document, precision="float32"):
+        if case.layout == "contiguous" and (case.form, case.workload.title) in HEADLINES:
+            mine, times = seconds(entry, ours), [seconds(entry, rival) for rival in ("eager", "compiled")]
+            cells = [_time_or_reason(entry, rival) for rival in ("eager", "compiled", ours)]
+            memory = [size(memory_of(entry, rival)) for rival in (ours, "eager")]
+            name = f"{case.form}, {case.workload.title.split()[0]}, K {case.workload.classes:,}"
+            rows.append([name, *cells, *(ratio(rival, mine) for rival in times), " for ".join(memory)])
+    return markdown(header, rows)
+
+
 def loss_table(document: Document) -> str:
-    """The README's table: every workload in float32 and both forms, forward + backward."""
+    """Every workload in float32 and both forms, forward + backward."""
     ours = ours_of(document)
     header = ["form", "workload", "eager", "released", "`torch.compile`", f"`{ours}`"]
     header += ["vs eager", "vs released", "vs compiled", f"memory (`{ours}`)", "memory (eager)"]
@@ -112,7 +137,7 @@ def whole_table(document: Document) -> str:
 
 
 def step_table(document: Document) -> str:
-    """The README's: whole training steps, ours beside eager and the released way."""
+    """Whole training steps, ours beside eager and the released way."""
     rows = []
     for entry in whole(document):
         if entry["kind"] == "training":
@@ -191,16 +216,29 @@ def _time_or_reason(entry: Entry, rival: str) -> str:
     return "not in the released code" if rival == "released" else next(iter(figures)).replace("_", " ")
 
 
+def short_caption(document: Document) -> str:
+    """What the figures were measured on, in a sentence."""
+    machine = document["machine"]
+    return (
+        f"{_device(document)}, torch {machine['torch']}, commit {machine['commit'][:10]}, {document['date'][:10]}; "
+        "medians, all rivals of a row in turn in one run; ResNet32x4→MobileNetV2, on ImageNet ResNet50. Every row: "
+        "[docs/benchmarks.md](docs/benchmarks.md)."
+    )
+
+
+def _device(document: Document) -> str:
+    machine = document["machine"]
+    if "gpu" in machine:
+        return f"{machine['gpu']}, CUDA {machine['cuda']}, Triton {machine['triton']}"
+    return f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+
+
 def caption(document: Document) -> str:
     """What the figures were measured on."""
     machine, settings = document["machine"], document["settings"]
-    if "gpu" in machine:
-        device = f"{machine['gpu']}, CUDA {machine['cuda']}, Triton {machine['triton']}"
-    else:
-        device = f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
     return (
-        f"{device}; Python {machine['python']}, torch {machine['torch']}, icd_kernels {machine['icd_kernels']}, commit "
-        f"{machine['commit'][:10]}, {document['date'][:10]}; a copy moves "
+        f"{_device(document)}; Python {machine['python']}, torch {machine['torch']}, "
+        f"icd_kernels {machine['icd_kernels']}, commit {machine['commit'][:10]}, {document['date'][:10]}; a copy moves "
         f"{document['copy_bytes_per_second'] / 1e9:,.0f} GB/s, read and written. Medians of forward + backward (loss "
         "and gradients by the student's features, weight and bias), all rivals of a row in turn in one run, "
         f"{settings['seconds']:g} s each, half of it in sweeps. Maps are random, as after a ReLU; heads give every "

@@ -280,8 +280,11 @@ class TestRun:
         written = list(pages.write([measured], tmp_path))
         assert [path.name for path in written] == ["README.md", "benchmarks.md"]
         summary = (tmp_path / "README.md").read_text()
-        assert "| spatial | CIFAR-100 ResNet32x4→MobileNetV2: B 64, 256x8x8→1280x2x2, K 100 |" in summary
-        assert "first found right" in summary
+        assert "| spatial, CIFAR-100, K 100 |" in summary
+        assert "docs/benchmarks.md" in summary
+        details = (tmp_path / "docs" / "benchmarks.md").read_text()
+        assert "| spatial | CIFAR-100 ResNet32x4→MobileNetV2: B 64, 256x8x8→1280x2x2, K 100 |" in details
+        assert "first found right" in details
 
 
 class TestObjectiveSteps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, cast
 
@@ -57,14 +58,15 @@ class Classifier(Network):
     def __init__(self, body: nn.Module, channels: int, classes: int) -> None:
         super().__init__(channels)
         self.body = body
+        self.map_of: Callable[[Tensor], Tensor] = lambda images: self.body(images)
         self.head = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        features = self.body(self.prepared(images))
+        features = self.map_of(self.prepared(images))
         return NetworkOutput(self.head(features.mean(dim=(2, 3))), features, self.head)
 
     def compile_in_place(self) -> None:
-        self.body.compile()
+        self.map_of = torch.compile(lambda images: self.body(images))  # Module.compile skips what is an nn.Sequential
 
 
 class LibraryModel(Network):
@@ -89,12 +91,13 @@ class LogitsAlone(Network):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(map_channels=0)
         self.model = model
+        self.logits_of: Callable[[Tensor], Tensor] = lambda images: self.model(images)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        return NetworkOutput(self.model(self.prepared(images)))
+        return NetworkOutput(self.logits_of(self.prepared(images)))
 
     def compile_in_place(self) -> None:
-        self.model.compile()
+        self.logits_of = torch.compile(lambda images: self.model(images))
 
 
 def make(name: str, role: str, channels: int, side: int, classes: int, seed: int, *, needs_map: bool = True) -> Network:
