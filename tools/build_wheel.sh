@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds what is released: dist/*.tar.gz and one wheel for Linux x86-64, CPython 3.10 and newer and torch 2.11 and newer.
+# Builds what is released: dist/*.tar.gz; one wheel for Linux x86-64, CPython 3.10 and newer and torch 2.11 and newer; and the
+# wheel without the extension, py3-none-any, which pip takes everywhere else: the reference alone (Windows and macOS: untested).
 #
 #   tools/build_wheel.sh [FOLDER]     FOLDER: where they go (default: dist)
 #
@@ -20,4 +21,5 @@ sdist="$(ls -t "$out"/icd_kernels-*.tar.gz | head -1)"
 "$python" -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$work" "$sdist"
 "$python" -m auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so --wheel-dir "$out" "$work"/*.whl 2> "$work/log" \
   || { cat "$work/log"; exit 1; }
-"$python" -m twine check --strict "$sdist" "$out"/*manylinux*.whl
+ICD_KERNELS_EXTENSION=0 "$python" -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$out" "$sdist"
+"$python" -m twine check --strict "$sdist" "$out"/*manylinux*.whl "$out"/*-py3-none-any.whl
