@@ -20,12 +20,13 @@ from training.data import DataSet
 from training.errors import UsageError
 from training.evaluation import Evaluation
 from training.given_teacher import GivenTeacher
+from training.last_words import last_words
 from training.losses import CrossEntropy, Distillation, Loss
 from training.networks import Network
 from training.options import NO_DISTILLATION, Options
 from training.processes import ALONE, LEAST_SHARE, Processes
 from training.progress import Progress
-from training.report import markdown_table, summarize, table
+from training.report import Summary, markdown_table, summarize, table
 from training.schedule import Schedule
 from training.seeds import derived_seed
 from training.settings import make_device, make_icd, make_student_objective, resolved
@@ -45,6 +46,8 @@ def run(options: Options, processes: Processes = ALONE) -> None:
     """Runs what is left to run, then writes and prints the results."""
     start = perf_counter()
     device = make_device(options, processes)
+    if processes.is_first:
+        print(f"Reading {options.data}; then a step of each method, before anything is trained.", flush=True)
     with processes.connected(device):
         images, icd, board, settings, given = processes.after_first(lambda: _prepare(options, device, processes))
         opening = partial(open_state, options.out, settings, resume=options.resume, overwrite=options.overwrite)
@@ -65,7 +68,7 @@ def run(options: Options, processes: Processes = ALONE) -> None:
             experiment.finish(progress.student_epoch, board.add)
         processes.from_first(experiment.write_results)
     if processes.is_first:
-        print(f"{teacher.source}\nDone in {perf_counter() - start:.0f} s.")
+        print(f"{teacher.source}\nDone in {perf_counter() - start:.0f} s. {last_words(experiment.summary)}")
 
 
 def _prepare(
@@ -112,7 +115,7 @@ def _check_shares(images: DataSet, settings: dict[str, Any]) -> None:
             )
 
 
-def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDLoss) -> None:
+def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDLoss) -> Summary:
     """Writes the table, the summary and the figures; prints the table, what it says, and where each file is."""
     folder = state.folder
     summary = summarize(state, teacher_top1)
@@ -125,6 +128,7 @@ def _write_results(state: State, images: DataSet, teacher_top1: float, icd: ICDL
     for name, content in RESULT_FILES.items():
         if name in drawn or not name.endswith(".png"):
             print(f"{folder / name}: {content}")
+    return summary
 
 
 class Experiment:
@@ -150,6 +154,7 @@ class Experiment:
         self.state = state
         self.settings = state.settings
         self.processes = processes
+        self.summary: Summary | None = None
 
     @property
     def made(self) -> dict[str, Any]:
@@ -229,7 +234,7 @@ class Experiment:
 
     def write_results(self) -> None:
         """Writes and prints what all students have come to."""
-        _write_results(self.state, self.images, self.evaluation(self.teacher)["test_top1"], self.icd)
+        self.summary = _write_results(self.state, self.images, self.evaluation(self.teacher)["test_top1"], self.icd)
         seed, method = plan(self.settings)[-1]
         best = students.path_of(self.state.folder, method, seed, students.BEST)
         print(f"{best.parent}: every student's best and last weights; one of them by")

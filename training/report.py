@@ -70,7 +70,7 @@ def markdown_table(summary: Summary) -> str:
     for method, numbers in summary["methods"].items():
         cells = ["", ""]
         if method in differences:
-            cells = [_points(differences[method]), _judgement(differences[method])]
+            cells = [difference_in_points(differences[method]), judgement(differences[method])]
         lines.append(f"| {' | '.join([method, _top1(numbers).strip(), *cells])} |")
     return "\n".join(lines)
 
@@ -103,10 +103,11 @@ def _conclusion(settings: dict[str, Any], methods: dict[str, Any], differences: 
         caution = "; one seed cannot say which method is better" if settings["seeds"] == 1 and differences else ""
         return f"{start}, top-1 is {reached}{caution}."
     said = []
-    for judgement in ("better", "worse", "not told apart"):
-        named = [f"{pair['method']} ({_points(pair)})" for pair in differences if _judgement(pair) == judgement]
+    for judged in ("better", "worse", "not told apart"):
+        pairs = [pair for pair in differences if judgement(pair) == judged]
+        named = [f"{pair['method']} ({difference_in_points(pair)})" for pair in pairs]
         if named:
-            said.append(f"{judgement}: {', '.join(named)}")
+            said.append(f"{judged}: {', '.join(named)}")
     conclusion = (
         f"{start}, against {settings['baseline']}, {'; '.join(said)} (points of top-1: mean ± standard error of the "
         "differences seed by seed, judged at 95 %)."
@@ -119,13 +120,15 @@ def _conclusion(settings: dict[str, Any], methods: dict[str, Any], differences: 
     return conclusion
 
 
-def _judgement(pair: dict[str, Any]) -> str:
+def judgement(pair: dict[str, Any]) -> str:
+    """Of a method's difference from the baseline: "better", "worse" or "not told apart"."""
     if not pair["clear"]:
         return "not told apart"
     return "better" if pair["mean"] > 0 else "worse"
 
 
-def _points(pair: dict[str, Any]) -> str:
+def difference_in_points(pair: dict[str, Any]) -> str:
+    """The difference, ± its standard error."""
     error = pair["standard_error"]
     return f"{pair['mean']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 

@@ -24,6 +24,7 @@ from small_images import small_images  # noqa: E402
 import train_example  # noqa: E402
 from training import averages, checkpoint, data, losses, networks, options, settings, state  # noqa: E402
 from training.errors import UsageError  # noqa: E402
+from training.last_words import last_words  # noqa: E402
 
 for _module in ("mlxtend", "sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(_module, reason=f"the example needs {_module}: pip install {_module}")
@@ -366,3 +367,30 @@ def test_checkpoint_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.
         checkpoint.save(path, {"epoch": 2})
     assert checkpoint.load(path)["epoch"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {},
+            "against kd, no distillation is worse (-5.95 ± 0.39 points).\nNext: python train_example.py --compare,",
+        ),
+        (
+            {"seeds": 1},
+            "Learnt: that everything works; one student of a method cannot say which method is better.\nNext: the",
+        ),
+        ({"data": "folder:x"}, "points).\nNext: the same command with --seeds 10"),
+        ({"data": "cub200"}, "points).\nNext: python train_example.py --data folder:PATH"),
+    ],
+)
+def test_a_run_ends_with_what_was_learnt_and_what_to_try_next(change: dict[str, Any], said: str) -> None:
+    of_run = {"data": "mnist5k", "seeds": 5, "methods": ["none", "kd"], "baseline": "kd", **change}
+    difference = {"method": "none", "against": "kd", "mean": -5.95, "standard_error": 0.39, "clear": True}
+    assert said in last_words({"settings": of_run, "top1_differences": [difference]})
+
+
+def test_the_first_line_comes_before_anything_is_trained(unbroken: tuple[Path, str]) -> None:
+    first, *rest = unbroken[1].splitlines()
+    assert first == "Reading digits; then a step of each method, before anything is trained."
+    assert rest[-1].startswith("Next: ")
