@@ -92,7 +92,8 @@ def test_models_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("library", options.LIBRARIES)
 def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
+    for module in (library, f"{library}.models"):  # the latter may have been imported before
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=rf"--teacher {library}:x needs .*python -m pip install {library}"):
         networks.make(f"{library}:x", "teacher", 3, 32, 10, seed=0)
 
