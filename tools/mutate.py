@@ -2,9 +2,9 @@
 
     python tools/mutate.py [--count 100] [--seed 0] [--only PATTERN] [--list]
 
-Draws changes of a sign, a bound, a constant, a condition or a dropped line over the package, the example's state and the
-C++ sources, makes each in a copy of what is committed, and runs the tests of that part until one fails. Prints a line for
-each, and those that survived again at the end. A survivor wants a test, or a reason in EQUIVALENT.
+Draws changes of a sign, a bound, a constant, a condition or a dropped line over the package, the example's state and
+the C++ sources, makes each in a copy of what is committed, and runs the tests of that part until one fails. Prints a
+line for each, and those that survived again at the end. A survivor wants a test, or a reason in EQUIVALENT.
 """
 
 from __future__ import annotations
