@@ -5,7 +5,7 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench gpu gpu-cache gpu-tests
+.PHONY: help setup demo test test-all lint docs bench gpu gpu-cache gpu-tests
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -14,12 +14,16 @@ INSTALLED := $(VENV)/installed.stamp
 SITE := build/site
 RESULTS := benchmarks/results
 GPU_CACHE := $(CURDIR)/build/triton-cache
+# A process for each core; a file's tests in one of them. ARGS="-n 0 tests/test_errors.py" runs one file in this process.
+PYTEST := $(VENV_PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:
 	@echo "make setup   create .venv, install the pinned versions, build the extension"
 	@echo "make demo    distil a student on real images (ARGS=... are passed on: ARGS=--help)"
-	@echo "make test    run the tests (ARGS=... are passed on to pytest)"
+	@echo "make test    run the tests, five minutes on two cores (ARGS=... are passed on to pytest)"
+	@echo "make test-all  run the rest: ahead-of-time compilation, Triton's interpreter, emulated CUDA, sanitizers, every"
+	@echo "             instruction set, long gradchecks"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    build the site, with the API reference, into build/site; warnings are errors"
 	@echo "make bench   time everything on this CPU, write the tables and plots (ARGS=... are passed on to the run)"
@@ -48,8 +52,12 @@ demo: $(INSTALLED)
 	@$(VENV_PYTHON) train_example.py $(ARGS)
 
 test: $(INSTALLED)
-	@echo "==> Running the tests"
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+	@echo "==> Running the tests, but for the thorough ones (make test-all)"
+	@$(PYTEST) -m "not thorough" $(ARGS)
+
+test-all: $(INSTALLED)
+	@echo "==> Running the thorough tests: those that make test leaves out"
+	@$(PYTEST) -m thorough $(ARGS)
 
 lint: $(INSTALLED)
 	@echo "==> Checking lint rules, format and types"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 from cases import CASES_RUN, torch_threads
+from parts import Times, order
+from said import SAID
 
 from icd_kernels import available_backends
 from icd_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE
@@ -63,9 +66,58 @@ def cpu_kernels() -> list[str]:
     return [f"icd_kernels cpu kernels: {torch.ops.icd_kernels.cpu_instruction_set()}, torch threads: {THREADS}"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order(items)
+
+
+class SideBySide:
+    """Of tests in several processes: a line for each file that is done, and what each process has to say."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.times = Times()
+
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self.times.expect(ids)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """No dot for what passes: files have lines."""
+        if not report.passed:
+            return None
+        return ("passed", "", "") if report.when == "call" else ("", "", "")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        line = self.times.add(report)
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        if line is not None and reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    def pytest_testnodedown(self, node: Any) -> None:
+        output = getattr(node, "workeroutput", {})
+        CASES_RUN.update(output.get("cases", {}))
+        SAID.extend(output.get("said", []))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        config.pluginmanager.register(SideBySide(config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # of a process beside others
+    if output is not None:
+        output.update(cases=dict(CASES_RUN), said=list(SAID))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if CASES_RUN:
         terminalreporter.section("property tests")
         for name, count in sorted(CASES_RUN.items()):
             terminalreporter.line(f"{name}: {count} cases")
         terminalreporter.line(f"property-test cases run: {CASES_RUN.total()}")
+    if SAID:
+        terminalreporter.section("what was run elsewhere")
+        for line in sorted(SAID):
+            terminalreporter.line(line)

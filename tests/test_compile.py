@@ -32,6 +32,7 @@ class TestCompile:
         check_compiled(backend, options, "aot_eager", dynamic=True)
 
     @needs_compiler
+    @pytest.mark.thorough
     @pytest.mark.parametrize("options", FORMS[1:2])
     def test_inductor(self, backend: str, options: dict[str, Any]) -> None:
         check_compiled(backend, options, "inductor")

@@ -28,6 +28,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[ptxas.Kernel]:
 
 
 @NVCC
+@pytest.mark.thorough
 class TestKernels:
     def test_table(self, kernels: list[ptxas.Kernel], capsys: pytest.CaptureFixture[str]) -> None:
         with capsys.disabled():

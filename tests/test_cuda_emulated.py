@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import equal_pixels
 import pytest
 import torch
 from cases import CASES_RUN, STUDENT, Case, Limits, Network, case_strategy, loss_of, option_grid
@@ -22,7 +23,7 @@ from torch.autograd import grad, gradcheck
 
 from icd_kernels import gram_kl, region_features, region_logits
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "_built")
+pytestmark = [pytest.mark.usefixtures("poisoned_memory", "_built"), pytest.mark.thorough]
 
 EMULATED = "emulated"
 SCHEDULE = st.integers(-2, 50)
@@ -175,3 +176,10 @@ def test_no_images(gram: str) -> None:
 def test_more_scales_than_fit_in_a_kernels_arguments() -> None:
     with pytest.raises(ValueError, match="at most 128 scales, got 129"):
         loss_of(Case().tensors(), EMULATED, scales=(1,) * 129)
+
+
+@pytest.mark.parametrize("layout", equal_pixels.LAYOUTS)
+@pytest.mark.parametrize("sides", equal_pixels.SIDES)
+def test_equal_pixels_keep_their_value(sides: tuple[int, int], layout: str) -> None:
+    run_as(0, 3)
+    equal_pixels.assert_no_drift(EMULATED, sides, layout)

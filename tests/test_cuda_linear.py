@@ -14,7 +14,7 @@ from torch import Tensor
 from icd_kernels import gram_kl
 from icd_kernels.backends import linear_reference
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "_built")
+pytestmark = [pytest.mark.usefixtures("poisoned_memory", "_built"), pytest.mark.thorough]
 
 BACKEND = "emulated"
 SIZES = ((2, "none"), (150, "none"), (150, "l2"), (150, "zscore"), (700, "none"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import COMPILED
+from said import say
 
 FOLDER = Path(__file__).parent
 NUMERIC = (
@@ -24,13 +25,14 @@ NUMERIC = (
 """Files whose tests compare numbers of every compiled CPU backend."""
 OF_CPP = ("test_row_losses", "test_symmetric_class")
 """Those of them that are of cpp alone, and do not name it in every test."""
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore")
 WHICH = "import icd_kernels, torch; print(torch.ops.icd_kernels.cpu_instruction_set())"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize(("instruction_set", "threads"), [("baseline", 4), ("avx2", 2), ("avx512", 1)])
-def test_numbers(backend: str, instruction_set: str, threads: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers(backend: str, instruction_set: str, threads: int) -> None:
     if "ICD_KERNELS_ISA" in os.environ:
         pytest.skip("this process was told by ICD_KERNELS_ISA what to take")
     if threads == 1 and instruction_set == torch.ops.icd_kernels.cpu_instruction_set():
@@ -41,8 +43,7 @@ def test_numbers(backend: str, instruction_set: str, threads: int, capsys: pytes
         pytest.skip(f"this processor has no {instruction_set}")
     files = [FOLDER / f"{name}.py" for name in NUMERIC]
     tests = python(instruction_set, threads, *PYTEST, "-k", " or ".join((backend, *OF_CPP)), *files)
-    with capsys.disabled():
-        print(f"\nnumeric tests of {backend}, {instruction_set}, {threads} threads: {tests.stdout.splitlines()[-1]}")
+    say(f"numeric tests of {backend}, {instruction_set}, {threads} threads: {tests.stdout.splitlines()[-1]}")
     assert tests.returncode == 0, tests.stdout[-20000:]
 
 

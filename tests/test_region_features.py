@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import equal_pixels
 import pytest
 import torch
-from cases import EVERY_BACKEND, LAYOUTS, feature_map
+from cases import COMPILED, EVERY_BACKEND, LAYOUTS, feature_map
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -138,3 +139,10 @@ def test_an_empty_batch(backend: str) -> None:
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         region_features(**{"features": torch.ones(2, 3, 4, 4), **arguments})
+
+
+@pytest.mark.parametrize("layout", equal_pixels.LAYOUTS)
+@pytest.mark.parametrize("sides", equal_pixels.SIDES)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_equal_pixels_keep_their_value(backend: str, sides: tuple[int, int], layout: str) -> None:
+    equal_pixels.assert_no_drift(backend, sides, layout)

@@ -14,6 +14,7 @@ from icd_kernels.options import GRAMS, NORMALIZATIONS, PYRAMIDS, REDUCTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = Path(__file__).parent / "support" / "sanitized_cases.py"
+pytestmark = pytest.mark.thorough
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 
 

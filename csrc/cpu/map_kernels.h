@@ -73,24 +73,32 @@ inline void for_each_cell(const Scales& scales, int64_t height, int64_t width, V
   }
 }
 
-// pooled[cell, 0..count) for a tile with its channels innermost.
+constexpr int64_t kPartialSum = 16;  // pixels, about: equal ones round the same way each time, and a long sum of them drifts
+
+// pooled[cell, 0..count) for a tile with its channels innermost: partial sums of a row or a few, then the sum of these.
 template <int64_t kBlock, typename I, typename T>
 inline void pool_tile(
     const I* tile, int64_t height_stride, int64_t width_stride, int64_t height, int64_t width, const Scales& scales,
     int64_t count, T* pooled, int64_t cell_stride) {
   for_each_cell(scales, height, width, [&](int64_t cell, Window rows, Window columns) {
     T sum[kBlock] = {};
-    for (int64_t h = rows.start; h < rows.stop; ++h) {
-      for (int64_t w = columns.start; w < columns.stop; ++w) {
-        const I* pixel = tile + h * height_stride + w * width_stride;
+    const int64_t run = (kPartialSum + length(columns) - 1) / length(columns);  // rows of a partial sum
+    for (int64_t first = rows.start; first < rows.stop; first += run) {
+      T partial[kBlock] = {};
+      for (int64_t h = first; h < (first + run < rows.stop ? first + run : rows.stop); ++h) {
+        for (int64_t w = columns.start; w < columns.stop; ++w) {
+          const I* pixel = tile + h * height_stride + w * width_stride;
 #pragma omp simd
-        for (int64_t c = 0; c < count; ++c) sum[c] += static_cast<T>(pixel[c]);
+          for (int64_t c = 0; c < count; ++c) partial[c] += static_cast<T>(pixel[c]);
+        }
       }
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) sum[c] += partial[c];
     }
-    const T share = T(1) / static_cast<T>(length(rows) * length(columns));
+    const T pixels = static_cast<T>(length(rows) * length(columns));
     T* out = pooled + cell * cell_stride;
 #pragma omp simd
-    for (int64_t c = 0; c < count; ++c) out[c] = sum[c] * share;
+    for (int64_t c = 0; c < count; ++c) out[c] = sum[c] / pixels;
   });
 }
 

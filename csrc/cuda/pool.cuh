@@ -2,6 +2,7 @@
 //   channels, channel_vectors: a warp takes neighbouring channels of one cell straight from the map;
 //   planes: a block stages whole planes in shared memory, reading the map once, and sums cells from there;
 //   large_planes: a warp takes one cell of one plane, where a plane is larger than the shared memory.
+// Each row of a cell is summed by itself: equal pixels round the same way each time, and one long sum of them would drift.
 #pragma once
 
 #include "block.cuh"
@@ -43,18 +44,21 @@ ICD_DEVICE void pool_channel_vectors(const PooledMap<T>& net, int64_t block) {
   const I* pixels = static_cast<const I*>(map.data) + plane_of(map, item.image, item.channel);
   T sums[kCount] = {};
   for (Place h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
+    T row[kCount] = {};
 #pragma unroll 4
     for (Place w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
       const I* pixel = pixels + h * map.height_stride + w * map.width_stride;
       const Pack<I, kCount> values = *reinterpret_cast<const Pack<I, kCount>*>(pixel);
 #pragma unroll
-      for (int v = 0; v < kCount; ++v) sums[v] += static_cast<T>(values.values[v]);
+      for (int v = 0; v < kCount; ++v) row[v] += static_cast<T>(values.values[v]);
     }
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) sums[v] += row[v];
   }
-  const T share = T(1) / static_cast<T>(area(item.cell));
+  const T pixels_of_cell = static_cast<T>(area(item.cell));
   T* out = net.pooled + (item.image * net.scales.cells + item.n) * map.channels + item.channel;
 #pragma unroll
-  for (int v = 0; v < kCount; ++v) out[v] = sums[v] * share;
+  for (int v = 0; v < kCount; ++v) out[v] = sums[v] / pixels_of_cell;
 }
 
 template <typename I, typename T>
@@ -65,10 +69,12 @@ ICD_DEVICE void pool_channels(const PooledMap<T>& net, int64_t block) {
   const I* pixels = static_cast<const I*>(map.data) + plane_of(map, item.image, item.channel);
   T sum = 0;
   for (Place h = item.cell.rows.start; h < item.cell.rows.stop; ++h) {
+    T row = 0;
 #pragma unroll 4
     for (Place w = item.cell.columns.start; w < item.cell.columns.stop; ++w) {
-      sum += static_cast<T>(pixels[h * map.height_stride + w * map.width_stride]);
+      row += static_cast<T>(pixels[h * map.height_stride + w * map.width_stride]);
     }
+    sum += row;
   }
   T* out = net.pooled + (item.image * net.scales.cells + item.n) * map.channels + item.channel;
   *out = sum / static_cast<T>(area(item.cell));
@@ -126,18 +132,20 @@ ICD_DEVICE void pool_planes(const PooledMap<T>& net, int64_t block, T* tile) {
   for (int first = 0; first < outputs; first += step) {  // every lane takes part in the sum over lanes
     const int output = first + static_cast<int>(threadIdx.x) / lanes;
     const int c = output % count, n = output / count;
-    T sum = 0, share = 0;
+    T sum = 0, pixels = 1;
     if (output < outputs) {
       const Cell cell = cell_of(net.scales, n, map.height, map.width);
       const int start = static_cast<int>(cell.columns.start), stop = static_cast<int>(cell.columns.stop);
       for (int h = static_cast<int>(cell.rows.start) + part; h < static_cast<int>(cell.rows.stop); h += lanes) {
-        for (int w = start; w < stop; ++w) sum += tile[c * row + h * width + w];
+        T of_row = 0;
+        for (int w = start; w < stop; ++w) of_row += tile[c * row + h * width + w];
+        sum += of_row;
       }
-      share = T(1) / static_cast<T>(area(cell));
+      pixels = static_cast<T>(area(cell));
     }
     sum = sum_lanes(sum, lanes);
     if (output >= outputs || part != 0) continue;
-    net.pooled[(static_cast<int64_t>(image) * cells + n) * map.channels + channel + c] = sum * share;
+    net.pooled[(static_cast<int64_t>(image) * cells + n) * map.channels + channel + c] = sum / pixels;
   }
 }
 
@@ -152,9 +160,11 @@ ICD_DEVICE void pool_large_planes(const PooledMap<T>& net, int64_t block) {
   const I* pixels = static_cast<const I*>(map.data) + plane_of(map, image, channel);
   T sum = 0;
   for (Place h = cell.rows.start; h < cell.rows.stop; ++h) {
+    T row = 0;
     for (Place w = cell.columns.start + lane(); w < cell.columns.stop; w += kWarp) {
-      sum += static_cast<T>(pixels[h * map.height_stride + w * map.width_stride]);
+      row += static_cast<T>(pixels[h * map.height_stride + w * map.width_stride]);
     }
+    sum += row;
   }
   sum = sum_lanes(sum);
   T* out = net.pooled + (static_cast<int64_t>(image) * cells + n) * map.channels + channel;

@@ -47,6 +47,7 @@ def rows(request: pytest.FixtureRequest) -> list[Row]:
     return found
 
 
+@pytest.mark.thorough
 def test_every_kernel_compiles_and_fits(rows: list[Row]) -> None:
     launchers = {"icd_loss_kernel", "region_logits_kernel", "gram_kl_kernel"}
     pooling = {"region_features_kernel", "region_features_backward_kernel"}
@@ -57,6 +58,7 @@ def test_every_kernel_compiles_and_fits(rows: list[Row]) -> None:
             assert row.spills <= allowed_spills(row.configuration.precision), row
 
 
+@pytest.mark.thorough
 def test_every_wait_acquires_before_anything_is_read(rows: list[Row]) -> None:
     """What another program wrote is read only after an acquire that stands in the binary."""
     waiting = {"icd_loss_kernel", "region_logits_kernel", "backward_kernel"}
@@ -66,11 +68,13 @@ def test_every_wait_acquires_before_anything_is_read(rows: list[Row]) -> None:
             assert row.binary.polls > 0 or row.kernel not in waiting, row
 
 
+@pytest.mark.thorough
 def test_no_operand_of_a_pipelined_product_conflicts(rows: list[Row]) -> None:
     for row in rows:
         assert row.binary is None or row.binary.conflicting == 0, row
 
 
+@pytest.mark.thorough
 def test_float32_maps_are_copied_sixteen_bytes_at_a_time(rows: list[Row]) -> None:
     """Of contiguous maps of 28 x 28 pixels, and rows of logits whatever K: the forward's asynchronous copies."""
     for row in rows:
@@ -79,6 +83,7 @@ def test_float32_maps_are_copied_sixteen_bytes_at_a_time(rows: list[Row]) -> Non
             assert min(row.binary.copies) == 16, row
 
 
+@pytest.mark.thorough
 def test_a_pair_of_the_class_gram_takes_few_instructions(rows: list[Row]) -> None:
     """Row pass and column pass together; a class form up to 255 classes has no other sums."""
     for row in rows:

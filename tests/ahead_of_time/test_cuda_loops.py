@@ -15,7 +15,10 @@ from torch.utils.cpp_extension import include_paths
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("-std=c++20", "-O3", "-arch=sm_90", "-cubin")
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on the PATH")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on the PATH"),
+    pytest.mark.thorough,
+]
 
 
 def functions_of(source: str, folder: Path) -> dict[str, list[str]]:

@@ -117,6 +117,7 @@ def test_summary_is_the_metrics_last_epochs(unbroken: tuple[Path, str]) -> None:
         assert numbers["test_icd"] == pytest.approx(sum(row["test_icd"] for row in last) / 2)
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_ends_with_the_same_numbers(unbroken: tuple[Path, str], tmp_path: Path) -> None:
     teachers, out = tmp_path / "teachers", tmp_path / "out"
     status, _ = stop(tmp_path, lambda: any(teachers.glob("*.pt")), signal.SIGKILL)  # in the teacher's second epoch

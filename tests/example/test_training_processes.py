@@ -108,6 +108,7 @@ class TestRun:
         summary = json.loads((folder / "out" / "summary.json").read_text())
         assert summary["settings"]["processes"] == 2
 
+    @pytest.mark.thorough
     @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of torchrun in /proc")
     def test_killed_and_resumed_ends_with_the_same_numbers(
         self, unbroken: tuple[Path, str, str], tmp_path: Path

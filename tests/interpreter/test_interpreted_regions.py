@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equal_pixels
 import pytest
 import torch
 from cases import LAYOUTS, feature_map
@@ -66,3 +67,10 @@ def test_opcheck() -> None:
     grad = torch.randn(2, 5, 5)
     arguments = (grad, features.shape, features.stride(), torch.float32, (1, 2))
     torch.library.opcheck(operators.region_features_backward.default, arguments)
+
+
+@pytest.mark.parametrize("layout", equal_pixels.LAYOUTS)
+@pytest.mark.parametrize("sides", equal_pixels.SIDES)
+def test_equal_pixels_keep_their_value(sides: tuple[int, int], layout: str) -> None:
+    """The interpreter's products add one pixel after another, tensor cores 8 or 16 at once: this is the worse of the two."""
+    equal_pixels.assert_no_drift("triton", sides, layout, allowed=4)

@@ -75,6 +75,7 @@ def has_variation(method: str, variation: str) -> bool:
 VARIED = [(method, name) for name in VARIATIONS for method in EVERY_METHOD if has_variation(method, name)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("method", "variation"), [each for each in VARIED if each[1] != "queue"])
 def test_gradcheck_of_variations(method: str, variation: str, backend: str) -> None:
@@ -87,6 +88,7 @@ def test_gradcheck_of_variations(method: str, variation: str, backend: str) -> N
     assert gradcheck(lambda *leaves: total_of(objective, batch, leaves), batch.leaves)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("method", "variation"), VARIED)
 def test_variations_compile_in_one_graph(method: str, variation: str) -> None:
     batch = varied(example(torch.float32), variation)
