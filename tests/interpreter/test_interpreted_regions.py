@@ -72,5 +72,5 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize("layout", equal_pixels.LAYOUTS)
 @pytest.mark.parametrize("sides", equal_pixels.SIDES)
 def test_equal_pixels_keep_their_value(sides: tuple[int, int], layout: str) -> None:
-    """The interpreter's products add one pixel after another, tensor cores 8 or 16 at once: this is the worse of the two."""
+    """The interpreter's products add one pixel after another, where tensor cores add 8 or 16 at once."""
     equal_pixels.assert_no_drift("triton", sides, layout, allowed=4)
