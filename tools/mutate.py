@@ -85,7 +85,7 @@ SHARES = {"core": 22, "distributed": 3, "objectives": 20, "tap": 10, "state": 20
 """Of a hundred."""
 
 EQUIVALENT = {
-    "icd_kernels/geometry.py: if side % scale == 0:": "windows that tile are averaged by a view, else by loops: the same",
+    "icd_kernels/geometry.py: if side % scale == 0:": "tiling windows: a view, not loops; the same",
 }
 """Survivors that change nothing a caller can see: "file: line, stripped" and the reason."""
 
