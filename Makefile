@@ -14,8 +14,8 @@ INSTALLED := $(VENV)/installed.stamp
 SITE := build/site
 RESULTS := benchmarks/results
 GPU_CACHE := $(CURDIR)/build/triton-cache
-# A process for each core; a file's tests in one of them. ARGS="-n 0 tests/test_errors.py" runs one file in this process.
-PYTEST := $(VENV_PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+# A process for each core. ARGS="-n 0 tests/test_errors.py" runs one file in this process.
+PYTEST := $(VENV_PYTHON) -m pytest -n auto
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:
@@ -53,11 +53,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "==> Running the tests, but for the thorough ones (make test-all)"
-	@$(PYTEST) -m "not thorough" $(ARGS)
+	@$(PYTEST) --dist worksteal -m "not thorough" $(ARGS)
 
 test-all: $(INSTALLED)
 	@echo "==> Running the thorough tests: those that make test leaves out"
-	@$(PYTEST) -m thorough $(ARGS)
+	@$(PYTEST) --dist loadgroup --no-loadscope-reorder -m thorough $(ARGS)
 
 lint: $(INSTALLED)
 	@echo "==> Checking lint rules, format and types"
