@@ -32,8 +32,9 @@ def order(items: list[pytest.Item]) -> None:
     """Quick tests first. Side by side, thorough tests go slowest first, so that no process ends with one alone."""
     number, of = map(int, os.environ.get(SHARE, "1/1").split("/"))
     items[:] = items[number - 1 :: of]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=_rank)
 
 
