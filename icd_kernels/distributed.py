@@ -152,7 +152,7 @@ class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, counts: tuple[int, ...], group: ProcessGroup | None) -> Tensor:
         ctx.counts, ctx.group = counts, group
-        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])  # a collective wants equal sizes
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])  # a collective needs equal sizes
         padded[: tensor.shape[0]] = tensor
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded, group=group)

@@ -1,5 +1,5 @@
 // Work that depends on work of other blocks, in one launch. Items are numbered phase by phase and drawn in that order by
-// ticket: whoever draws a task of a phase knows that every task before it is done or held by a block that is running,
+// ticket: a block that draws a task of a phase knows that every task before it is done or held by a block that is running,
 // so waiting for the phases before it always ends, however many blocks fit on the chip.
 #pragma once
 

@@ -1,6 +1,6 @@
 """Block sizes by shape: every configuration the kernels are compiled in without being asked to tune.
 
-All tiles are powers of two, as Triton wants them, and programs have four warps. They are sized so that on sm_90 float32
+All tiles are powers of two, as Triton requires, and programs have four warps. They are sized so that on sm_90 float32
 spills no register (tests/ahead_of_time/table.py prints what every binary takes). Where each figure comes from: "GPU" is
 timings and traces on one H100 (benchmarks/results/h100.json), made with earlier kernels; "model" is an estimate from
 the compiled code (instructions, shared-memory conflicts, latencies of an H100), not measured on a GPU yet.

@@ -288,7 +288,7 @@ def plan_region_features_backward(features: Layout, dtype: torch.dtype, scales: 
 
 
 def forget() -> None:
-    """Forgets every plan: for whoever changes what they follow from (:mod:`.configs`)."""
+    """Forgets every plan; call it after a change of what they depend on (:mod:`.configs`)."""
     for planned in (
         plan_icd_loss,
         plan_region_logits,
