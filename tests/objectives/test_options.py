@@ -357,3 +357,17 @@ def run_with(method: str, **changes: Any) -> Any:
 def test_num_classes_is_needed() -> None:
     with pytest.raises(TypeError, match="num_classes"):
         make_objective("kd")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("is_on_host", "reads"), [(True, 3), (False, 1)])
+def test_values_on_a_device_are_read_once(monkeypatch: pytest.MonkeyPatch, is_on_host: bool, reads: int) -> None:
+    """Reading them is a wait for the device: a batch on the host is checked every time, on a GPU the first alone."""
+    import icd_kernels.objectives.objective as module
+
+    read: list[int] = []
+    monkeypatch.setattr(module, "is_on_host", lambda logits: is_on_host)
+    monkeypatch.setattr(module, "check_target_values", lambda *arguments: read.append(1))
+    objective = objective_of("kd")
+    for _ in range(3):
+        run(objective)
+    assert len(read) == reads
