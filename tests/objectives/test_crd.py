@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from icd_kernels import NetworkOutput, make_objective
 from icd_kernels.objectives import IndexedDataset, Objective
 from icd_kernels.objectives.negatives import Negatives
 
@@ -373,3 +374,12 @@ def embeddings_of(objective: Objective, images: int) -> list[Tensor]:
     """The student's, image by image."""
     pooled = map_and_head(example(seed=images).student)[0].detach().mean((2, 3))
     return list(torch.nn.functional.normalize(term(objective).student_embedding(pooled), dim=1).detach())
+
+
+@pytest.mark.parametrize("memory", ["dataset_size", "memory_size"])
+def test_the_smallest_sizes(memory: str) -> None:
+    """One channel, two images: what the errors name as the least is taken."""
+    least: dict[str, Any] = {"student_channels": 1, "teacher_channels": 1, memory: 2}
+    objective = make_objective("crd", num_classes=2, backend="reference", num_negatives=1, **least)
+    network = NetworkOutput(torch.randn(2, 2), torch.randn(2, 1, 3, 3), (torch.randn(2, 1), torch.randn(2)))
+    assert objective(network, network, torch.tensor([0, 1]), indices=torch.tensor([0, 1])).total.isfinite()
