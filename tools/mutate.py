@@ -1,6 +1,6 @@
 """Tests that can fail: small mutations of the code, each tried against the tests that should see it.
 
-    python tools/mutate.py [--count 100] [--seed 0] [--only PATTERN] [--list]
+    python tools/mutate.py [--count 100] [--seed 0] [--only PATTERN] [--skip N] [--quick] [--list]
 
 Draws changes of a sign, a bound, a constant, a condition or a dropped line over the package, the example's state and
 the C++ sources, makes each in a copy of what is committed, and runs the tests of that part until one fails. Prints a
@@ -111,16 +111,21 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="a pattern of files or groups")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="leave out so many of the first, which an earlier run tried"
+    )
+    parser.add_argument("--quick", action="store_true", help="leave out the tests that are marked thorough")
     parser.add_argument("--list", action="store_true", help="print the mutations, and run none")
     options = parser.parse_args()
     drawn = [each for each in draw(options.count, options.seed) if re.search(options.only, f"{each.group} {each.file}")]
+    drawn = drawn[options.skip :]
     if options.list:
         print(*drawn, sep="\n")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         prepare(copy)
-        survived = [each for each in drawn if not is_killed(each, copy)]
+        survived = [each for each in drawn if not is_killed(each, copy, is_quick=options.quick)]
     print(f"\n{len(drawn)} tried, {len(drawn) - len(survived)} killed, {len(survived)} survived")
     unexplained = 0
     for each in survived:
@@ -200,7 +205,7 @@ def prepare(copy: Path) -> None:
             shutil.copytree(objects, copy / "build" / objects.name)
 
 
-def is_killed(mutation: Mutation, copy: Path) -> bool:
+def is_killed(mutation: Mutation, copy: Path, *, is_quick: bool) -> bool:
     """Makes the change, runs the tests, and takes it back; prints what became of it."""
     path, start = copy / mutation.file, time.perf_counter()
     text = path.read_text()
@@ -208,21 +213,22 @@ def is_killed(mutation: Mutation, copy: Path) -> bool:
     lines[mutation.line] = mutation.after + "\n"
     path.write_text("".join(lines))
     try:
-        by = killer(mutation, copy)
+        by = killer(mutation, copy, is_quick=is_quick)
     finally:
         path.write_text(text)
     print(f"{'killed' if by else 'SURVIVED'} {time.perf_counter() - start:.0f} s {mutation}  {by}", flush=True)
     return bool(by)
 
 
-def killer(mutation: Mutation, copy: Path) -> str:
+def killer(mutation: Mutation, copy: Path, *, is_quick: bool) -> str:
     """What saw the mutation: the build, a test or the clock; empty where nothing did."""
     if mutation.group == "csrc":
         built = run([sys.executable, "setup.py", "build_ext", "--inplace"], copy)
         if built is None or built.returncode:
             return "the build"
     quick = [("not thorough", tests) for tests in GROUPS[mutation.group][1]]
-    for marks, tests in (*quick, *(("thorough", tests) for _, tests in quick)):
+    thorough = [] if is_quick else [("thorough", tests) for _, tests in quick]
+    for marks, tests in (*quick, *thorough):
         ended = run([sys.executable, "-m", "pytest", "-x", "-q", *PYTEST, "-m", marks, tests], copy)
         if ended is None:
             return f"{tests}, which took longer than {LIMIT:.0f} s"
