@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,9 @@ class TestMemory:
         assert all(value.isfinite().all() for value in objective.state_dict().values())
         for seed in range(3):
             assert step(objective, seed, images=seed).total.isfinite()
-        objective(*batch[:3], indices=batch.indices)  # told once: a second warning would be an error here
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it is told once
+            objective(*batch[:3], indices=batch.indices)
         assert term(objective).memory.left_out == 2
 
     def test_only_bad_images_leave_z_open(self, memory: dict[str, Any]) -> None:
