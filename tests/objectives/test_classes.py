@@ -154,6 +154,20 @@ class TestMasks:
             assert not gradient[:4, [2, 5]].any()
             assert gradient[4:].all()
 
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("base", ["kd", "dkd"])
+    def test_count_in_no_z_score(self, base: str, backend: str) -> None:
+        """Standardised logits are those of the classes that are left."""
+        batch = masked(example(), "teacher")
+        student, teacher = (network.logits.detach()[:, :, None] for network in batch[:2])
+        options: dict[str, Any] = {"base": base, "standardize": True, "reduction": "none", "backend": backend}
+        got = sdd_loss(student, teacher, label(batch), **options)
+        for b, y in enumerate(label(batch).tolist()):
+            keep = [k for k in range(9) if b >= 4 or k not in (2, 5)]
+            one = slice(b, b + 1)
+            rows = student[one, keep], teacher[one, keep], torch.tensor([keep.index(y)])
+            assert_close(got[one], sdd_loss(*rows, **options), rtol=1e-9, atol=1e-9)
+
     @pytest.mark.parametrize("method", LOCAL)
     def test_reach_local_logits(self, method: str) -> None:
         """The base of SD-* and iCD leaves the class out of every region too."""
