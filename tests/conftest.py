@@ -66,8 +66,8 @@ def cpu_kernels() -> list[str]:
     return [f"icd_kernels cpu kernels: {torch.ops.icd_kernels.cpu_instruction_set()}, torch threads: {THREADS}"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order(items)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order(config, items)
 
 
 class SideBySide:

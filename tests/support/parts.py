@@ -28,21 +28,22 @@ SHARE = "ICD_KERNELS_TEST_SHARE"
 """Of the environment: "2/5" runs the second of five equal shares of what is collected."""
 
 
-def order(items: list[pytest.Item]) -> None:
+def order(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick tests first. Side by side, thorough tests go slowest first, so that no process ends with one alone."""
     number, of = map(int, os.environ.get(SHARE, "1/1").split("/"))
     items[:] = items[number - 1 :: of]
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    is_side_by_side = hasattr(config, "workerinput")  # not by the environment, which a test's own processes inherit
+    if is_side_by_side:
         for item in items:
             item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=_rank)
+    items.sort(key=lambda item: _rank(item, thorough_from=0 if is_side_by_side else 1000))
 
 
-def _rank(item: pytest.Item) -> int:
+def _rank(item: pytest.Item, thorough_from: int) -> int:
     place = SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST)
     if item.get_closest_marker("thorough") is None:
         return -place
-    return place if "PYTEST_XDIST_WORKER" in os.environ else 1000 - place
+    return thorough_from + (place if thorough_from == 0 else -place)
 
 
 def _group(item: pytest.Item) -> str:
