@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 
 import pytest
@@ -47,10 +48,15 @@ def _rank(item: pytest.Item, thorough_from: int) -> int:
 
 
 def _group(item: pytest.Item) -> str:
-    """Tests of one group run in one process, one after the other."""
+    """Tests of one group run in one process, one after the other.
+
+    A plain word: pytest-xdist overlooks a group whose name ends in a bracket, and each test would compile anew.
+    """
     name = item.path.stem
     parameters = getattr(item, "callspec", None)
-    return f"{name}[{parameters.id}]" if parameters is not None and item.path.name in APART else name
+    if parameters is not None and item.path.name in APART:
+        name += f"_{parameters.id}"
+    return re.sub(r"\W", "_", name)
 
 
 class Times:
