@@ -58,15 +58,15 @@ class Classifier(Network):
     def __init__(self, body: nn.Module, channels: int, classes: int) -> None:
         super().__init__(channels)
         self.body = body
-        self.map_of: Callable[[Tensor], Tensor] = lambda images: self.body(images)
+        self.compiled: Callable[[Tensor], Tensor] | None = None
         self.head = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        features = self.map_of(self.prepared(images))
+        features = (self.compiled or self.body)(self.prepared(images))
         return NetworkOutput(self.head(features.mean(dim=(2, 3))), features, self.head)
 
     def compile_in_place(self) -> None:
-        self.map_of = torch.compile(lambda images: self.body(images))  # Module.compile skips what is an nn.Sequential
+        self.compiled = torch.compile(lambda images: self.body(images))  # Module.compile skips what is an nn.Sequential
 
 
 class LibraryModel(Network):
@@ -91,13 +91,13 @@ class LogitsAlone(Network):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(map_channels=0)
         self.model = model
-        self.logits_of: Callable[[Tensor], Tensor] = lambda images: self.model(images)
+        self.compiled: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        return NetworkOutput(self.logits_of(self.prepared(images)))
+        return NetworkOutput((self.compiled or self.model)(self.prepared(images)))
 
     def compile_in_place(self) -> None:
-        self.logits_of = torch.compile(lambda images: self.model(images))
+        self.compiled = torch.compile(lambda images: self.model(images))
 
 
 def make(name: str, role: str, channels: int, side: int, classes: int, seed: int, *, needs_map: bool = True) -> Network:

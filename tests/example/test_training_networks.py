@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_every_name_is_an_option_and_the_seed_decides_the_start() -> None:
     one, same, other = (networks.make("vgg8", "student", 1, 8, 10, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+def test_a_copy_is_a_network_of_its_own() -> None:
+    """As an average of weights makes one: what is done to the copy stays there."""
+    network, images = networks.make("narrow", "student", 1, 8, 10, seed=0).eval(), torch.randn(2, 1, 8, 8)
+    copied = copy.deepcopy(network)
+    before = network(images).logits
+    with torch.no_grad():
+        next(copied.parameters()).mul_(-2)
+    assert torch.equal(network(images).logits, before)
+    assert not torch.equal(copied(images).logits, before)
 
 
 @pytest.mark.parametrize(("name", "map_shape"), [("narrow", (16, 4, 4)), ("deep", (128, 7, 7))])
