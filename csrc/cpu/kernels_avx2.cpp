@@ -2,8 +2,11 @@
 #if defined(__x86_64__)
 #include "kernels.h"
 
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2"))), apply_to = function)
@@ -13,6 +16,7 @@
 #endif
 
 #define ICD_INSTRUCTION_SET avx2
+#define ICD_VECTOR_BYTES 32
 #include "kernels_table.h"
 
 #if defined(__clang__)

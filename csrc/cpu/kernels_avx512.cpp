@@ -2,8 +2,11 @@
 #if defined(__x86_64__)
 #include "kernels.h"
 
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -14,6 +17,7 @@
 #endif
 
 #define ICD_INSTRUCTION_SET avx512
+#define ICD_VECTOR_BYTES 64
 #include "kernels_table.h"
 
 #if defined(__clang__)

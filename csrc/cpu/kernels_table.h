@@ -12,7 +12,10 @@
 namespace icd::cpu::ICD_INSTRUCTION_SET {
 namespace {
 
-#include "map_kernels.h"
+#include "vectors.h"
+#include "map_blocks.h"
+#include "pool_kernels.h"
+#include "unpool_kernels.h"
 #include "logit_kernels.h"
 #include "gram_kernels.h"
 #include "symmetric_class.h"
@@ -21,7 +24,7 @@ namespace {
 #include "row_kernels.h"
 
 template <typename I, typename T>
-constexpr MapKernels<I, T> map_kernels = {map_items<I>, map_scratch<I>, pool<I, T>, unpool<I, T>};
+constexpr MapKernels<I, T> map_kernels = {map_items<I>, map_scratch<I, T>, pool<I, T>, unpool<I, T>};
 
 template <typename T>
 constexpr LogitKernels<T> logit_kernels = {
