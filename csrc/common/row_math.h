@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
 #include "portable.h"
@@ -13,23 +14,78 @@ namespace icd {
 template <typename T>
 constexpr T kNormFloor = static_cast<T>(1e-12);
 
+// exp(r) / 2^n in float's digits, where x = n log 2 + r. F is float or a vector of them. shifted: 1.5·2^23 + n, which
+// adding the first to a float rounds to an integer in the low bits.
+template <typename F>
+ICD_HOST_DEVICE F exp_of_rest(F x, F& shifted) {
+  shifted = x * 1.44269504f + 12582912.0f;
+  const F n = shifted - 12582912.0f;
+  const F r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  F p = F{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.0f;
+}
+
+// The same in double's digits, with 1.5·2^52.
+template <typename F>
+ICD_HOST_DEVICE F exp_of_rest_in_double(F x, F& shifted) {
+  shifted = x * 1.4426950408889634 + 6755399441055744.0;
+  const F n = shifted - 6755399441055744.0;
+  const F r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  F p = F{} + 1.6059043836821613e-10;  // 1/13! down to 1/2!
+  p = p * r + 2.0876756987868100e-09;
+  p = p * r + 2.5052108385441720e-08;
+  p = p * r + 2.7557319223985893e-07;
+  p = p * r + 2.7557319223985888e-06;
+  p = p * r + 2.4801587301587302e-05;
+  p = p * r + 1.9841269841269841e-04;
+  p = p * r + 1.3888888888888889e-03;
+  p = p * r + 8.3333333333333332e-03;
+  p = p * r + 4.1666666666666664e-02;
+  p = p * r + 1.6666666666666666e-01;
+  p = p * r + 0.5;
+  return p * (r * r) + r + 1.0;
+}
+
+// p · 2^n by p's exponent, kMantissa bits up: nothing may leave the normal numbers. Bits: as many integers as F has numbers.
+template <int kMantissa, typename Bits, typename F>
+ICD_HOST_DEVICE F scaled_by_exponent(F p, F shifted) {
+  Bits bits, scale;
+  std::memcpy(&bits, &p, sizeof(bits));
+  std::memcpy(&scale, &shifted, sizeof(scale));
+  bits += scale << kMantissa;  // the low bits of `shifted` are n; the shift drops the rest
+  std::memcpy(&p, &bits, sizeof(bits));
+  return p;
+}
+
+// exp(x) for |x| <= 80, within about one unit in the last place; F is float or a vector of them, Bits uint32_t or its.
+template <typename Bits, typename F>
+ICD_HOST_DEVICE F exp_bounded(F x) {
+  F shifted;
+  const F p = exp_of_rest(x, shifted);
+  return scaled_by_exponent<23, Bits>(p, shifted);
+}
+
+// The same in double's digits; Bits: uint64_t.
+template <typename Bits, typename F>
+ICD_HOST_DEVICE F exp_bounded_in_double(F x) {
+  F shifted;
+  const F p = exp_of_rest_in_double(x, shifted);
+  return scaled_by_exponent<52, Bits>(p, shifted);
+}
+
 // exp(x) for x <= 0, within about one unit in the last place; NaN stays NaN. Below the range it returns the smallest
 // normal number instead of 0, which no sum of probabilities can tell apart.
 ICD_HOST_DEVICE float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
   return expf(x);
 #else
-  x = x < -87.3365f ? -87.3365f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5·2^23 rounds to an integer in the low bits
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  float shifted;
+  const float p = exp_of_rest(x < -87.3365f ? -87.3365f : x, shifted);
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   const uint32_t scale_bits = (bits + 127u) << 23;  // the low bits of `bits` are n; the shift drops the rest
@@ -43,23 +99,8 @@ ICD_HOST_DEVICE double exp_nonpositive(double x) {
 #if defined(__CUDA_ARCH__)
   return exp(x);
 #else
-  x = x < -708.39 ? -708.39 : x;
-  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;  // 1.5·2^52
-  const double n = shifted - 6755399441055744.0;
-  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  double p = 1.6059043836821613e-10;  // 1/13! down to 1/2!
-  p = p * r + 2.0876756987868100e-09;
-  p = p * r + 2.5052108385441720e-08;
-  p = p * r + 2.7557319223985893e-07;
-  p = p * r + 2.7557319223985888e-06;
-  p = p * r + 2.4801587301587302e-05;
-  p = p * r + 1.9841269841269841e-04;
-  p = p * r + 1.3888888888888889e-03;
-  p = p * r + 8.3333333333333332e-03;
-  p = p * r + 4.1666666666666664e-02;
-  p = p * r + 1.6666666666666666e-01;
-  p = p * r + 0.5;
-  p = p * (r * r) + r + 1.0;
+  double shifted;
+  const double p = exp_of_rest_in_double(x < -708.39 ? -708.39 : x, shifted);
   uint64_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   const uint64_t scale_bits = (bits + 1023u) << 52;

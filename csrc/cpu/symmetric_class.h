@@ -8,7 +8,8 @@
 constexpr int64_t kStrip = 4;
 constexpr double kMostExponent = 60;  // e^60 times any number of classes is a float32
 constexpr int64_t kLeastSymmetric = 16, kMostSymmetric = 1024;  // classes: below it is slower, above it leaves the cache
-constexpr int64_t kFewClasses = 100;  // up to which it is the fastest sum of all (measured)
+constexpr bool kFewRegisters = ICD_VECTOR_BYTES < 64;  // 16 of them; AVX-512 has 32
+constexpr int64_t kFewClasses = 128;  // up to which it is the fastest sum of all (measured)
 
 // Columns of a strip that begins with row `first`, in whole vectors; what lies beyond the last class is multiplied by 0.
 inline int64_t strip_width(int64_t first, int64_t count) { return pad(count - first); }
@@ -23,40 +24,33 @@ inline int64_t triangle_size(int64_t count) {
 // Numbers of an array over the classes that strips read: a strip may begin anywhere and reads whole vectors.
 inline int64_t strip_array(int64_t count) { return pad(count) + kLanes; }
 
-// sums[f] += Σ_j E_j f_j of one row of a strip, for up to three functions of the columns. With kMakes, E = exp(x z) is
-// written first.
+// One strip of E: sums[n][r] += Σ_j E_rj f_n[j] for its rows, and columns[n][j] += Σ_r E_rj f_n[r], which by symmetry is part
+// of row j's sum. f: up to three functions of the classes from the strip's first on, and so are z and columns. With kMakes,
+// E = exp(x z) is written first, and read otherwise.
 template <bool kMakes, int kFunctions, typename T>
-inline void row_sums(T* row, T x, const T* z, const T* const* f, int64_t width, double* sums) {
-  // Lanes of their own for every processor, so that no sum of up to kMostSymmetric terms has a run of more than 64.
-  T a[kLanes] = {}, b[kLanes] = {}, c[kLanes] = {};
-  const T *f0 = f[0], *f1 = f[1], *f2 = f[2];
-  for (int64_t j = 0; j < width; j += kLanes) {
-#pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) {
-      T e;
-      if (kMakes) {
-        e = exp_nonpositive(x * z[j + l]);
-        row[j + l] = e;
-      } else {
-        e = row[j + l];
+inline void strip_sums(
+    T* strip, const T* x, const T* z, const T* const* f, T* const* columns, int64_t width, double (*sums)[kStrip]) {
+  constexpr int64_t step = kVectorLanes<T>;
+  // No run of more than kFlush terms in their own type, of few lanes neither.
+  for (int64_t begin = 0; begin < width; begin += kFlush * step) {
+    const int64_t end = width - begin < kFlush * step ? width : begin + kFlush * step;
+    Vector<T> rows[kFunctions][kStrip] = {};
+    for (int64_t j = begin; j < end; j += step) {
+      Vector<T> e[kStrip];
+      for (int64_t r = 0; r < kStrip; ++r) {
+        T* place = strip + r * width + j;
+        e[r] = kMakes ? exp_of(x[r] * load(z + j)) : load(place);
+        if (kMakes) store(place, e[r]);
       }
-      a[l] += e * f0[j + l];
-      if (kFunctions > 1) b[l] += e * f1[j + l];
-      if (kFunctions > 2) c[l] += e * f2[j + l];
+      for (int n = 0; n < kFunctions; ++n) {
+        const Vector<T> of_columns = load(f[n] + j);
+        for (int64_t r = 0; r < kStrip; ++r) rows[n][r] += e[r] * of_columns;
+        const Vector<T> column = e[0] * f[n][0] + e[1] * f[n][1] + e[2] * f[n][2] + e[3] * f[n][3];
+        store(columns[n] + j, load(columns[n] + j) + column);
+      }
     }
+    for (int n = 0; n < kFunctions; ++n) add_lanes<T>(rows[n], sums[n]);
   }
-  sums[0] += sum_of(a, kLanes);
-  if (kFunctions > 1) sums[1] += sum_of(b, kLanes);
-  if (kFunctions > 2) sums[2] += sum_of(c, kLanes);
-}
-
-// columns[j] += Σ_r E_rj f_r over the rows of a strip, for the columns behind it: by symmetry part of row j's sum.
-template <typename T>
-inline void column_sums(const T* strip, const T* f, int64_t width, T* columns) {
-  const T *e0 = strip, *e1 = strip + width, *e2 = strip + 2 * width, *e3 = strip + 3 * width;
-  const T f0 = f[0], f1 = f[1], f2 = f[2], f3 = f[3];
-#pragma omp simd
-  for (int64_t j = 0; j < width; ++j) columns[j] += (e0[j] * f0 + e1[j] * f1) + (e2[j] * f2 + e3[j] * f3);
 }
 
 // Adds the gathered columns to the sums and clears them: no long run of terms in their own type.
@@ -83,19 +77,25 @@ void symmetric_products(
   T* strip = kept;
   for (int64_t first = 0; first < count; first += kStrip) {
     const int64_t rows = count - first < kStrip ? count - first : kStrip, width = strip_width(first, count);
-    const T* f[3];
-    for (int n = 0; n < 3; ++n) f[n] = functions[n < kFunctions ? n : 0] + first;
-    for (int64_t r = 0; r < rows; ++r) {
-      double total[3] = {};
-      row_sums<kMakes, kFunctions>(
-          strip + r * width, z[first + r] * inverse_temperature, z + first, f, width, total);
-      for (int n = 0; n < kFunctions; ++n) sums[n][first + r] += total[n];
-    }
-    if (rows < kStrip) break;  // no column lies behind the last strip
+    const T* f[kFunctions];
+    T* behind[kFunctions];
+    T x[kStrip];
+    double totals[kFunctions][kStrip] = {};
     for (int n = 0; n < kFunctions; ++n) {
-      flush_columns(sums[n], columns[n], first, first + kStrip);
-      column_sums(strip, f[n], width, columns[n] + first);
-      clear(columns[n] + first, kStrip);  // the strip's own square is in its rows already
+      f[n] = functions[n] + first;
+      behind[n] = columns[n] + first;
+      flush_columns(sums[n], columns[n], first, first + rows);
+    }
+    for (int64_t r = 0; r < kStrip; ++r) x[r] = z[first + r] * inverse_temperature;
+    if constexpr (kMakes && kFewRegisters) {  // the sums of all functions at once would not stay in them
+      strip_sums<true, 1>(strip, x, z + first, f, behind, width, totals);
+      strip_sums<false, kFunctions - 1>(strip, x, z + first, f + 1, behind + 1, width, totals + 1);
+    } else {
+      strip_sums<kMakes, kFunctions>(strip, x, z + first, f, behind, width, totals);
+    }
+    for (int n = 0; n < kFunctions; ++n) {
+      for (int64_t r = 0; r < rows; ++r) sums[n][first + r] += totals[n][r];
+      clear(behind[n], kStrip);  // the strip's own square is in its rows already
       if ((first + kStrip) % kFlush == 0) flush_columns(sums[n], columns[n], first + kStrip, count);
     }
     strip += kStrip * width;
@@ -161,13 +161,19 @@ struct SymmetricCell {
     symmetric_products<true, 3>(teacher, inverse_temperature, count, functions, to_p, columns, teacher_kept);
   }
 
-  // Σ over the rows of log S_S - log S_T + (t <t> - s <s>) / temperature, means over p.
+  // Σ over the rows of log S_S - log S_T + (t <t> - s <s>) / temperature, means over p. A ratio is below
+  // kMostSymmetric · e^kMostExponent: a product of kRatios is a double, and takes one logarithm.
   double divergence() const {
+    constexpr int64_t kRatios = 8;
     double total = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const double s = static_cast<double>(student[i]), t = static_cast<double>(teacher[i]);
-      total += std::log(q_sum[i] / p_sum[i]) +
-          (t * p_teacher[i] - s * p_student[i]) / p_sum[i] * static_cast<double>(inverse_temperature);
+    for (int64_t first = 0; first < count; first += kRatios) {
+      double product = 1, means = 0;
+      for (int64_t i = first; i < count && i < first + kRatios; ++i) {
+        const double s = static_cast<double>(student[i]), t = static_cast<double>(teacher[i]), share = 1 / p_sum[i];
+        product *= q_sum[i] * share;
+        means += (t * p_teacher[i] - s * p_student[i]) * share;
+      }
+      total += std::log(product) + means * static_cast<double>(inverse_temperature);
     }
     return total;
   }

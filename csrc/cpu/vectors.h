@@ -29,6 +29,9 @@ inline void store(T* to, const V& vector) {
   *reinterpret_cast<Vector<T, sizeof(V) / sizeof(T)>*>(to) = vector;
 }
 
+inline Vector<float> exp_of(const Vector<float>& x) { return exp_bounded<Vector<uint32_t>>(x); }
+inline Vector<double> exp_of(const Vector<double>& x) { return exp_bounded_in_double<Vector<uint64_t>>(x); }
+
 constexpr int64_t kPartialSum = 16;  // equal numbers round the same way each time, and a long sum of them drifts
 
 // sums[r] = the sum of `count` vectors that begin at from + places[r], `step` elements apart; partial sums first. count >= 1
@@ -111,6 +114,39 @@ inline FourVectors transposed(const FourVectors& in) {
 }
 #undef ICD_SHUFFLE
 #endif
+
+#if defined(ICD_SHUFFLES) && ICD_VECTOR_BYTES > 16
+typedef double FourDoubles __attribute__((vector_size(32)));
+
+// Lane r adds up lanes r, 4 + r, .. in float64.
+inline FourDoubles sum_of_fours(const Vector<float>& x) {
+#if ICD_VECTOR_BYTES == 64
+  const __m512d sum = _mm512_maskz_cvtps_pd(255, __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7)) +
+      _mm512_maskz_cvtps_pd(255, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  return __builtin_shufflevector(sum, sum, 0, 1, 2, 3) + __builtin_shufflevector(sum, sum, 4, 5, 6, 7);
+#else
+  return _mm256_cvtps_pd(__builtin_shufflevector(x, x, 0, 1, 2, 3)) +
+      _mm256_cvtps_pd(__builtin_shufflevector(x, x, 4, 5, 6, 7));
+#endif
+}
+#endif
+
+// sums[r] += the sum over the lanes of each of four vectors, in float64.
+template <typename T>
+inline void add_lanes(const Vector<T>* rows, double* sums) {
+#if defined(ICD_SHUFFLES) && ICD_VECTOR_BYTES > 16
+  if constexpr (std::is_same_v<T, float>) {
+    const FourVectors lanes = transposed({rows[0], rows[1], rows[2], rows[3]});
+    const FourDoubles total =
+        (sum_of_fours(lanes.a) + sum_of_fours(lanes.b)) + (sum_of_fours(lanes.c) + sum_of_fours(lanes.d));
+    for (int64_t r = 0; r < 4; ++r) sums[r] += total[r];
+    return;
+  }
+#endif
+  for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t lane = 0; lane < kVectorLanes<T>; ++lane) sums[r] += static_cast<double>(rows[r][lane]);
+  }
+}
 
 // Whether kRows rows of `length` numbers of T go by shuffles.
 template <int64_t kRows, typename T>
