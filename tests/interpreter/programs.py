@@ -2,7 +2,8 @@
 
 The interpreter runs programs one after another, so that the last to arrive is always the same, and prepares the
 language anew for every helper a kernel calls. Here it is prepared once for a launch; tasks of one kind, none of which
-waits for another, can be dealt in a shuffled order; and programs can run in threads, where waiting is real.
+waits for another, can be dealt in a shuffled order; and programs can run in threads, where waiting is real. Integers
+are checked for overflow only where a test asks for it: that is half of the interpreter's time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -38,15 +39,31 @@ class Run:
 
 
 @contextmanager
-def interpreted(seed: int | None = None, threads: int = 1) -> Iterator[Run]:
+def interpreted(seed: int | None = None, threads: int = 1, *, checks_overflow: bool = False) -> Iterator[Run]:
     """Launches within run by these rules; afterwards every counter must be zero again."""
     run = Run(seed, threads)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", _executor(run))
         monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda self, *a, **k: self.rewrite()(*a, **k))
         monkeypatch.setattr(kernels, "draw_task", _dealer(tasks.draw_task, run))
+        monkeypatch.setattr(interpreter, "_get_np_dtype", _numpy_dtype)
+        builder = interpreter.interpreter_builder
+        monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=checks_overflow))
         yield run
     assert_counters_are_zero()
+
+
+def _numpy_dtype(dtype: Any, by_interpreter: Any = interpreter._get_np_dtype) -> Any:
+    """The interpreter's answer, which it makes a table for at every question; kept by the type of one number."""
+    number = dtype.scalar if isinstance(dtype, tl.block_type) else dtype
+    if isinstance(number, tl.pointer_type):
+        return by_interpreter(number)
+    if number not in _NUMPY_DTYPES:
+        _NUMPY_DTYPES[number] = by_interpreter(number)
+    return _NUMPY_DTYPES[number]
+
+
+_NUMPY_DTYPES: dict[Any, Any] = {}
 
 
 def assert_counters_are_zero() -> None:
@@ -88,11 +105,27 @@ def _executor(run: Run) -> Callable[..., None]:
     return execute
 
 
+def _with_room() -> Callable[[Callable[[], None]], None]:
+    """A function that calls another from a frame of 48 KB.
+
+    CPython since 3.11 keeps frames in chunks of 16 KB, and maps and unmaps one at every call across the end of the
+    last: half a million times in a gradcheck, a third of its time. A frame that fits into no chunk gets a larger one,
+    and the frames behind it the rest.
+    """
+    names = " = ".join(f"unused_{number}" for number in range(6000))
+    scope: dict[str, Any] = {}
+    exec(f"def call(program):\n    if program is None:\n        {names} = 0\n    program()", scope)
+    return scope["call"]
+
+
+_call = _with_room()
+
+
 def _run_programs(program: Callable[[], None], count: int, threads: int) -> None:
     if threads == 1:
         for index in range(count):
             interpreter.interpreter_builder.set_grid_idx(index, 0, 0)
-            program()
+            _call(program)
         return
     left, lock = [count], threading.Lock()
     errors: list[BaseException] = []

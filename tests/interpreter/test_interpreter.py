@@ -58,8 +58,8 @@ def with_student(tensors: Tensors, student: Sequence[torch.Tensor]) -> Tensors:
 
 
 @pytest.fixture(autouse=True)
-def _interpreted(poisoned_memory: None) -> Iterator[None]:
-    with interpreted():
+def _interpreted(poisoned_memory: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    with interpreted(checks_overflow=request.cls in (TestDrawnCases, TestManyBlocks)):
         yield
 
 
