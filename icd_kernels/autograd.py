@@ -268,7 +268,7 @@ def refuse_transforms(tensors: Sequence[Tensor | None]) -> None:
     and within a transform of torch.func, which they do not know.
 
     Raises:
-        RuntimeError: so it is.
+        RuntimeError: one of the two is the case.
     """
     if torch.compiler.is_compiling():
         return

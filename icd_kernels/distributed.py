@@ -37,8 +37,8 @@ def gather_batch(tensor: Tensor, group: ProcessGroup | None = None, *, equal_bat
     Args:
         tensor: (B, ...), of one dtype in all processes. B may differ between them, the rest may not.
         group: the processes; None is all.
-        equal_batches: a promise that B is the same in every process. It saves asking, for which a GPU's host waits and
-            torch.compile breaks its graph.
+        equal_batches: a promise that B is the same in every process. Without it the processes ask each other, and then
+            a GPU's host waits and torch.compile breaks its graph.
 
     Returns:
         (sum of B, ...). `tensor` itself without a process group, or in a group of one.

@@ -14,7 +14,7 @@ Head = LinearHead | Callable[[Tensor], Tensor]
 
 
 def is_linear(head: object) -> bool:
-    """Whether the head is to be W f + b: a pair, or an `nn.Linear` or convolution whose forward is PyTorch's own.
+    """Whether the head is W f + b: a pair, or an `nn.Linear` or convolution whose forward is PyTorch's own.
 
     What is neither that nor a callable is refused by :func:`head_parameters`, as is a convolution that is not 1 x 1.
     """

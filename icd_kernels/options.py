@@ -42,12 +42,12 @@ class Options(NamedTuple):
 
 
 def is_integer(value: object) -> bool:
-    """Whether it is a whole number of Python's or NumPy's; True and False are none."""
+    """Whether it is a whole number of Python's or NumPy's; True and False are not."""
     return not isinstance(value, bool) and (isinstance(value, (int, numbers.Integral)))
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number of Python's or NumPy's; True and False are none."""
+    """Whether it is a real number of Python's or NumPy's; True and False are not."""
     return not isinstance(value, bool) and (isinstance(value, (int, float, numbers.Real)))
 
 

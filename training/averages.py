@@ -16,7 +16,7 @@ class Difference(NamedTuple):
     mean: float
     standard_error: float | None
     clear: bool
-    """Whether the 95 % interval of the mean leaves out 0."""
+    """Whether the 95 % interval of the mean does not contain 0."""
 
 
 def standard_error(values: list[float]) -> float | None:

@@ -42,6 +42,6 @@ def write(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # makes the move itself last
+        os.fsync(folder)  # a power cut does not undo the move
     finally:
         os.close(folder)

@@ -46,7 +46,7 @@ class State:
     """Local logits (n, K, N) of the probe images, on the CPU, by "teacher", "before" and each method."""
 
     def save(self) -> None:
-        """Makes everything so far last."""
+        """Writes everything so far to the file."""
         content = {name: getattr(self, name) for name in ("settings", "rows", "trainer", "probes")}
         checkpoint.save(self.folder / STATE_FILE, content)
         lines = (json.dumps(row) + "\n" for row in self.rows)

@@ -34,7 +34,7 @@ class Backend:
     """KD, DKD and NKD of logit rows in one operator; None where the objectives take PyTorch's operations."""
 
     def can_run(self, device_type: str, *, raise_error: bool = False) -> bool:
-        """Whether it runs tensors on `device_type` here. With `raise_error`, a no is raised with its reason."""
+        """Whether it runs tensors on `device_type` here. With `raise_error`, it raises the reason where it cannot."""
         if self.missing is not None:
             if raise_error:
                 raise BackendUnavailableError(f"backend {self.name!r} is not available: {self.missing}")

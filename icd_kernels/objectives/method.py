@@ -11,7 +11,7 @@ from icd_kernels.objectives.common import CommonOptions
 
 
 class Method(NamedTuple):
-    """A method of the table that is none of logit rows."""
+    """A method of the table that does not work on rows of logits."""
 
     name: str
     common: CommonOptions

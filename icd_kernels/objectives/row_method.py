@@ -14,7 +14,7 @@ from icd_kernels.objectives.temperature import check_temperature_option
 
 @dataclass(frozen=True)
 class RowOptions:
-    """What every row loss depends on. A method's `rows` is given a number or a tensor as temperature, no schedule."""
+    """What every row loss depends on. A method's `rows` gets a number or a tensor as temperature, never a schedule."""
 
     temperature: Any = 4.0
     """A :data:`icd_kernels.objectives.temperature.Temperature`."""

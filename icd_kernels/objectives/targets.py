@@ -26,7 +26,10 @@ def check_target(target: Tensor, batch: int, classes: int) -> None:
 
 
 def check_target_values(target: Tensor, classes: int) -> None:
-    """Raises ValueError where indices are out of range, or probabilities are none. Waits for the target's device."""
+    """Raises ValueError where indices are out of range, or probabilities are below 0 or do not sum to 1.
+
+    Waits for the target's device.
+    """
     if target.numel() == 0:
         return
     if target.is_floating_point():

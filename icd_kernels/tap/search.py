@@ -129,7 +129,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def _few(value: Any, count: int) -> Any:
-    """The probed images' share of a further input."""
+    """A further input for the probed images alone: its first rows where it has one for each image."""
     is_of_batch = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
     return value[:MOST_IMAGES] if is_of_batch else value
 
@@ -249,7 +249,7 @@ class _Search:
         raise TapError(f"no output of more than one pixel comes before the logits{hint}")
 
     def _views(self, call: _Call) -> Iterator[tuple[View, Tensor]]:
-        """The call's output as a map in every way."""
+        """Every way to read the call's output as a map."""
         returned = call.returned
         assert returned is not None
         for view in candidates(returned, self.image, self._patch):
@@ -263,7 +263,7 @@ class _Search:
         The first such vector whose calls lead to the logits; None where none is there.
         """
         assert call.returned is not None
-        if expected.abs().max() == 0:  # equal to whatever is 0
+        if expected.abs().max() == 0:  # every vector of zeros would be taken for it
             self.blocked = self.blocked or f"{call.name!r} is 0 for the probed images: try others"
             return None
         functions, _ = depending_on([call.returned], self.functions[call.place :])

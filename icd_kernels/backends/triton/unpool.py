@@ -1,4 +1,4 @@
-"""The gradient by the map: the pooled features' gradient scattered, or rather collected, pixel by pixel."""
+"""The gradient by the map: every pixel collects the gradients of the cells that cover it."""
 
 import triton
 import triton.language as tl
