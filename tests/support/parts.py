@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, defaultdict
 
 import pytest
@@ -33,11 +32,12 @@ def order(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick tests first. Side by side, thorough tests go slowest first, so that no process ends with one alone."""
     number, of = map(int, os.environ.get(SHARE, "1/1").split("/"))
     items[:] = items[number - 1 :: of]
-    is_side_by_side = hasattr(config, "workerinput")  # not by the environment, which a test's own processes inherit
-    if is_side_by_side:
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _rank(item, thorough_from=0 if is_side_by_side else 1000))
+    items.sort(key=lambda item: _rank(item, thorough_from=0 if _is_side_by_side(config) else 1000))
+
+
+def _is_side_by_side(config: pytest.Config) -> bool:
+    """Not by the environment, which a test's own processes inherit."""
+    return hasattr(config, "workerinput")
 
 
 def _rank(item: pytest.Item, thorough_from: int) -> int:
@@ -47,16 +47,11 @@ def _rank(item: pytest.Item, thorough_from: int) -> int:
     return thorough_from + (place if thorough_from == 0 else -place)
 
 
-def _group(item: pytest.Item) -> str:
-    """Tests of one group run in one process, one after the other.
-
-    A plain word: pytest-xdist overlooks a group whose name ends in a bracket, and each test would compile anew.
-    """
-    name = item.path.stem
-    parameters = getattr(item, "callspec", None)
-    if parameters is not None and item.path.name in APART:
-        name += f"_{parameters.id}"
-    return re.sub(r"\W", "_", name)
+def group_of(test: str) -> str:
+    """What a test, by its node id, shares its process with: the tests of its file, or of its parameters in the file."""
+    path, _, rest = test.partition("::")
+    name = path.rpartition("/")[2]
+    return f"{name} {rest.partition('[')[2]}" if name in APART else name
 
 
 class Times:
