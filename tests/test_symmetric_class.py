@@ -6,15 +6,33 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import add_emulated_backend_or_skip, run_as
 from torch import Tensor
 
 from icd_kernels import gram_kl
 from icd_kernels.backends import cpp
 
-pytestmark = pytest.mark.skipif(cpp.CPP.missing is not None, reason=f"backend 'cpp' is missing: {cpp.CPP.missing}")
-
 TEMPERATURE = 4.0
 OPTIONS: dict[str, Any] = {"scales": (1, 2), "gram": "class", "temperature": TEMPERATURE}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            "cpp",
+            marks=pytest.mark.skipif(
+                cpp.CPP.missing is not None, reason=f"backend 'cpp' is missing: {cpp.CPP.missing}"
+            ),
+        ),
+        pytest.param("emulated", marks=pytest.mark.thorough),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The CPU's kernels, and the CUDA kernels' source (emulated.py)."""
+    if request.param == "emulated":
+        assert add_emulated_backend_or_skip() == request.param
+        run_as(0, 3)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +54,10 @@ def outcome(student: Tensor, teacher: Tensor, backend: str) -> list[Tensor]:
     return [loss.detach(), torch.autograd.grad(loss, leaf)[0]]
 
 
-def check(student: Tensor, teacher: Tensor) -> None:
+def check(student: Tensor, teacher: Tensor, backend: str) -> None:
     """No worse than eager PyTorch, but for a few roundings."""
     exact = outcome(student.double(), teacher.double(), "reference")
-    ours, eager = (outcome(student, teacher, backend) for backend in ("cpp", "reference"))
+    ours, eager = (outcome(student, teacher, name) for name in (backend, "reference"))
     eps = torch.finfo(student.dtype).eps
     for got, plain, true in zip(ours, eager, exact, strict=True):
         assert got.isfinite().all()
@@ -50,48 +68,48 @@ def check(student: Tensor, teacher: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("exponent", [0.5, 20.0, 59.9, 60.1, 200.0])
 @pytest.mark.parametrize("classes", [15, 16, 17, 19, 63, 64, 65, 100, 200])
-def test_every_remainder_of_strips_and_lanes(classes: int, exponent: float, dtype: torch.dtype) -> None:
-    check(logits(classes, exponent, dtype), logits(classes, exponent, dtype, seed=1))
+def test_every_remainder_of_strips_and_lanes(classes: int, exponent: float, dtype: torch.dtype, backend: str) -> None:
+    check(logits(classes, exponent, dtype), logits(classes, exponent, dtype, seed=1), backend)
 
 
 @pytest.mark.parametrize("classes", [1023, 1024, 1025])
-def test_the_most_classes(classes: int) -> None:
-    check(logits(classes, 30.0, torch.float32), logits(classes, 30.0, torch.float32, seed=1))
+def test_the_most_classes(classes: int, backend: str) -> None:
+    check(logits(classes, 30.0, torch.float32), logits(classes, 30.0, torch.float32, seed=1), backend)
 
 
 @pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize("exponent", [2.0, 50.0])
-def test_close_rows_keep_their_digits(exponent: float, apart: float) -> None:
+def test_close_rows_keep_their_digits(exponent: float, apart: float, backend: str) -> None:
     """Student and teacher that nearly agree: the loss to a percent where eager float32 has lost it."""
     student = logits(100, exponent, torch.float32)
     teacher = student + apart * logits(100, 1.0, torch.float32, seed=1)
     true = outcome(student.double(), teacher.double(), "reference")[0]
-    got = outcome(student, teacher, "cpp")[0]
+    got = outcome(student, teacher, backend)[0]
     assert abs(float(got / true) - 1) < 0.01
 
 
 @pytest.mark.parametrize("exponent", [59.0, 61.0])
-def test_one_class_above_all(exponent: float) -> None:
+def test_one_class_above_all(exponent: float, backend: str) -> None:
     """One-hot logits: shares below the smallest number, next to exponents of e^60."""
     student, teacher = torch.zeros(2, 200, 5), torch.zeros(2, 200, 5)
     student[:, 3] = (exponent * TEMPERATURE) ** 0.5
     teacher[:, 7] = -((exponent * TEMPERATURE) ** 0.5)
-    check(student, teacher)
+    check(student, teacher, backend)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("side", ["student", "teacher"])
-def test_not_a_number_stays(side: str, value: float) -> None:
+def test_not_a_number_stays(side: str, value: float, backend: str) -> None:
     both = {name: logits(50, 5.0, torch.float32, seed) for seed, name in enumerate(("student", "teacher"))}
     both[side][1, 20, 2] = value
-    loss, _ = outcome(both["student"], both["teacher"], "cpp")
+    loss, _ = outcome(both["student"], both["teacher"], backend)
     assert loss.isnan()
 
 
-def test_rounding_of_other_code_is_left_alone() -> None:
+def test_rounding_of_other_code_is_left_alone(backend: str) -> None:
     """Denormal results are cut to 0 inside the kernel and nowhere else."""
     tiny = torch.tensor([1e-30, 1e-20])
     before = tiny * 1e-10
-    outcome(logits(64, 5.0, torch.float32), logits(64, 5.0, torch.float32, 1), "cpp")
+    outcome(logits(64, 5.0, torch.float32), logits(64, 5.0, torch.float32, 1), backend)
     assert torch.equal(tiny * 1e-10, before)
     assert before[0] > 0

@@ -11,6 +11,9 @@ ICD_HOST_DEVICE double exponential_error(int64_t classes) {
   return (sizeof(A) == 4 ? 1e-7 : 1e-15) / static_cast<double>(classes);
 }
 
+// Exponents up to this need no shift: e^60 times any number of classes is a float32.
+constexpr double kMostExponent = 60;
+
 // A mean row KL below this is a difference in which float32 exponentials leave too few digits.
 constexpr double kCloseRows = 0.1;
 

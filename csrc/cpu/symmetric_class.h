@@ -6,7 +6,6 @@
 // kStrip rows, so that the sums that need a row's normaliser read it instead of taking exponentials again.
 
 constexpr int64_t kStrip = 4;
-constexpr double kMostExponent = 60;  // e^60 times any number of classes is a float32
 constexpr int64_t kLeastSymmetric = 16, kMostSymmetric = 1024;  // classes: below it is slower, above it leaves the cache
 constexpr bool kFewRegisters = ICD_VECTOR_BYTES < 64;  // 16 of them; AVX-512 has 32
 constexpr int64_t kFewClasses = 128;  // up to which it is the fastest sum of all (measured)

@@ -1,6 +1,7 @@
-// The class Gram of one cell, (z_s, z_t) -> (KL, gradient by z_s): exact, K² exponentials for each network, twice that
-// above kChunk classes. Nothing of size K² is stored. Row k of z zᵀ/τ is x z with x = z_k/τ, so its maximum is x·max(z)
-// or x·min(z). A warp takes whole rows; its lanes hold a chunk of the columns in registers, and their column sums too.
+// The class Gram of one cell, (z_s, z_t) -> (KL, gradient by z_s): exact for any logits, K² exponentials for each network,
+// twice that above kChunk classes. Nothing of size K² is stored. Row k of z zᵀ/τ is x z with x = z_k/τ, so its maximum is
+// x·max(z) or x·min(z). A warp takes whole rows; its lanes hold a chunk of the columns in registers, and their column sums
+// too.
 #pragma once
 
 #include "block.cuh"
@@ -34,7 +35,19 @@ struct RankOne {
   }
   // The z at which x z is largest.
   ICD_DEVICE T top(T x) const { return x < T(0) ? low : high; }
+  ICD_DEVICE T size() const { return -low > high ? -low : high; }
 };
+
+// max|s - t|, by a warp.
+template <typename T>
+ICD_DEVICE T difference_of(const T* student, const T* teacher, int64_t classes) {
+  T difference = 0;
+  for (int64_t k = lane(); k < classes; k += kWarp) {
+    const T d = std::fabs(student[k] - teacher[k]);
+    difference = d > difference ? d : difference;
+  }
+  return most_lanes(difference);
+}
 
 // What makes row k's exponentials probabilities.
 template <typename T>

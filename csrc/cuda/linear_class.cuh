@@ -8,6 +8,7 @@
 
 #include "../common/class_rows.h"
 #include "chebyshev.cuh"
+#include "exact_class.cuh"
 
 namespace icd::cuda {
 
@@ -47,17 +48,6 @@ ICD_DEVICE Extent<T> extent_of(const T* z, int64_t classes) {
   const int64_t below_zero = sum_lanes(negative);
   return {
       least_lanes(low), most_lanes(high), {least_lanes(least), most_lanes(greatest)}, {classes - below_zero, below_zero}};
-}
-
-// max|s - t|, by a warp.
-template <typename T>
-ICD_DEVICE T difference_of(const T* student, const T* teacher, int64_t classes) {
-  T difference = 0;
-  for (int64_t k = lane(); k < classes; k += kWarp) {
-    const T d = std::fabs(student[k] - teacher[k]);
-    difference = d > difference ? d : difference;
-  }
-  return most_lanes(difference);
 }
 
 // Adds term(j, sums) for this lane's logits j: kFlush terms in A, for a long sum would round more, then in float64.
@@ -323,11 +313,12 @@ struct LinearCell {
 
 enum class Outcome { impossible, close, done };
 
-// What the sums cost, in instructions of float32 for one logit (counted in the source, not measured): a row of the exact
-// sum, and a pass of the linear one with the interpolation of its node. float64_cost: float32 instructions that take as
-// long as one of float64.
+// What the sums cost, in instructions of float32 for one logit: a row of the exact sum without shifts (counted in the
+// machine code) or with them, and a pass of the linear one with the interpolation of its node (counted in the source). None
+// is measured. float64_cost: float32 instructions that take as long as one of float64.
 template <typename T>
-ICD_DEVICE double exact_row_cost(double float64_cost) {
+ICD_DEVICE double exact_row_cost(bool symmetric, double float64_cost) {
+  if (symmetric) return 22;
   return sizeof(T) == sizeof(double) ? 120 * float64_cost : 70;
 }
 template <typename A>
@@ -340,10 +331,10 @@ ICD_DEVICE double pass_cost(double float64_cost) {
 template <typename T>
 ICD_DEVICE bool linear_class(
     ClassSum sum, const T* student, const T* teacher, int64_t classes, T temperature, double float64_cost,
-    double* scratch, T* grad, LinearShared<T>& shared, double& loss) {
+    bool symmetric, double* scratch, T* grad, LinearShared<T>& shared, double& loss) {
   const auto run = [&](auto type, bool close_is_seen) {
     using A = decltype(type);
-    const double rows = exact_row_cost<T>(float64_cost) * static_cast<double>(classes);
+    const double rows = exact_row_cost<T>(symmetric && close_is_seen, float64_cost) * static_cast<double>(classes);
     const double most_passes = sum == ClassSum::linear ? kLargest<double>
                                                        : rows / pass_cost<A>(float64_cost);
     LinearCell<A, T> cell = {

@@ -72,6 +72,15 @@ def test_a_step_of_a_product(source: str, kernel: str, products: int, most: int,
     assert min(loop["all"] for loop in steps) <= most
 
 
+def test_a_pair_of_the_class_gram(tmp_path: Path) -> None:
+    """Instructions for a (row, column) pair of both networks without shifts: of the rows' sums and of the columns'."""
+    loops = loops_of(functions_of("gram", tmp_path)["gram_kernel<float, 0>"])
+    without_shifts = [loop for loop in loops if loop["MUFU"] == 16 and loop["LDS"] in (8, 16)]  # eight pairs at a time
+    rows, columns = (min(loop["all"] for loop in without_shifts if loop["LDS"] == reads) / 8 for reads in (8, 16))
+    assert rows <= 15
+    assert columns <= 10
+
+
 @pytest.mark.parametrize("source", ["pool", "unpool", "product"])
 def test_no_division_in_64_bits(source: str, tmp_path: Path) -> None:
     for kernel, lines in functions_of(source, tmp_path).items():
