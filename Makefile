@@ -14,8 +14,9 @@ INSTALLED := $(VENV)/installed.stamp
 SITE := build/site
 RESULTS := benchmarks/results
 GPU_CACHE := $(CURDIR)/build/triton-cache
-# A process for each core. ARGS="-n 0 tests/test_errors.py" runs one file in this process.
-PYTEST := $(VENV_PYTHON) -m pytest -n auto
+# A process for each core, whose waiting threads leave it to the other. ARGS="-n 0 tests/test_errors.py" runs one file in
+# this process.
+PYTEST := OMP_WAIT_POLICY=passive $(VENV_PYTHON) -m pytest -n auto
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from binary import tool
@@ -21,13 +23,15 @@ pytestmark = [
 ]
 
 
-def functions_of(source: str, folder: Path) -> dict[str, list[str]]:
+@cache
+def functions_of(source: str) -> dict[str, list[str]]:
     """The machine code of every kernel of one file, line by line, by names such as `gram_kernel<float, 16>`."""
-    binary = folder / f"{source}.cubin"
     includes = [f"-I{path}" for path in include_paths()]
     file = str(ROOT / "csrc" / "cuda" / f"{source}.cu")
-    subprocess.run(["nvcc", *FLAGS, *includes, file, "-o", str(binary)], check=True)
-    parts = re.split(r"\n\.text\.", tool("nvdisasm", "-c", str(binary)))[1:]
+    with TemporaryDirectory() as folder:
+        binary = f"{folder}/{source}.cubin"
+        subprocess.run(["nvcc", *FLAGS, *includes, file, "-o", binary], check=True)
+        parts = re.split(r"\n\.text\.", tool("nvdisasm", "-c", binary))[1:]
     found: dict[str, list[str]] = {}
     for part in parts:
         name = subprocess.run(["c++filt", part.split(":")[0].strip()], capture_output=True, text=True, check=True)
@@ -64,17 +68,17 @@ def loops_of(lines: list[str]) -> list[Counter[str]]:
         ("gram", "gram_kernel<float, 64>", 512, 730),
     ],
 )
-def test_a_step_of_a_product(source: str, kernel: str, products: int, most: int, tmp_path: Path) -> None:
+def test_a_step_of_a_product(source: str, kernel: str, products: int, most: int) -> None:
     """Instructions of a step of 16 of the depth, of which `products` multiply and add."""
-    steps = [loop for loop in loops_of(functions_of(source, tmp_path)[kernel]) if loop["FFMA"] == products]
+    steps = [loop for loop in loops_of(functions_of(source)[kernel]) if loop["FFMA"] == products]
     steps = [loop for loop in steps if loop["LDS"] >= 32]  # those that read tiles of both matrices
     assert steps
     assert min(loop["all"] for loop in steps) <= most
 
 
-def test_a_pair_of_the_class_gram(tmp_path: Path) -> None:
+def test_a_pair_of_the_class_gram() -> None:
     """Instructions for a (row, column) pair of both networks without shifts: of the rows' sums and of the columns'."""
-    loops = loops_of(functions_of("gram", tmp_path)["gram_kernel<float, 0>"])
+    loops = loops_of(functions_of("gram")["gram_kernel<float, 0>"])
     without_shifts = [loop for loop in loops if loop["MUFU"] == 16 and loop["LDS"] in (8, 16)]  # eight pairs at a time
     rows, columns = (min(loop["all"] for loop in without_shifts if loop["LDS"] == reads) / 8 for reads in (8, 16))
     assert rows <= 15
@@ -82,6 +86,6 @@ def test_a_pair_of_the_class_gram(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["pool", "unpool", "product"])
-def test_no_division_in_64_bits(source: str, tmp_path: Path) -> None:
-    for kernel, lines in functions_of(source, tmp_path).items():
+def test_no_division_in_64_bits(source: str) -> None:
+    for kernel, lines in functions_of(source).items():
         assert not [line for line in lines if re.search(r"div_[su]64|rem_[su]64", line)], kernel
