@@ -7,6 +7,7 @@ constexpr int64_t kPlaneBlock = 16;    // one cache line of float for each pixel
 constexpr int64_t kChannelBlock = 64;  // long enough runs for the prefetcher, short enough for registers
 constexpr int64_t kWideRow = 16;       // pixels of a row that fill a vector: read without a transposition from here on
 constexpr int64_t kShortRow = 8;       // written without one from here on
+constexpr int64_t kPixelStep = 16;     // pixels of a block that are transposed between requests for later ones
 constexpr int64_t kLine = 64;          // bytes of a cache line
 
 template <typename I>

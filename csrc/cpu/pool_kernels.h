@@ -49,15 +49,18 @@ inline const T* dense_plane(const FeatureMap<I>& map, const I* plane, T* buffer)
   return buffer;
 }
 
-// Asks for a plane's pixels ahead of time: the rows of one are too short for the prefetcher. Where the map has ended, the
-// processor ignores it.
+// Asks for pixels ahead of time, into the second cache: the rows of a plane are too short for the prefetcher. Where the map
+// has ended, the processor ignores it.
 template <typename I>
-inline void prefetch_planes(const FeatureMap<I>& map, const I* first, int64_t count) {
-  if (!dense(map) || map.channel_stride != map.height * map.width) return;
+inline void prefetch(const I* first, int64_t count) {
   const char* from = reinterpret_cast<const char*>(first);
-  for (int64_t byte = 0; byte < count * map.channel_stride * int64_t{sizeof(I)}; byte += kLine) {
-    __builtin_prefetch(from + byte);
-  }
+  for (int64_t byte = 0; byte < count * int64_t{sizeof(I)}; byte += kLine) __builtin_prefetch(from + byte, 0, 2);
+}
+
+// Whether the planes that come next follow without gaps.
+template <typename I>
+inline bool planes_follow(const FeatureMap<I>& map) {
+  return dense(map) && map.channel_stride == map.height * map.width;
 }
 
 // kSums vectors of a row at once; those past the row's end move back to it, and sum the same again.
@@ -93,7 +96,7 @@ inline void wide_lines(
   const int64_t size = windows.count * map.width;
   for (int64_t c = 0; c < count; ++c) {
     const I* plane = planes + c * map.channel_stride;
-    prefetch_planes(map, plane + 2 * map.channel_stride, 1);
+    if (planes_follow(map)) prefetch(plane + 2 * map.channel_stride, map.channel_stride);
     const T* pixels = dense_plane(map, plane, buffer);
     for (int64_t i = 0; i < windows.count; ++i) {
       const Window rows = windows.rows[i];
@@ -105,17 +108,30 @@ inline void wide_lines(
   transpose<kPlaneBlock>(sums, size, size, lines);
 }
 
+// tile[pixel, c] of a whole block of dense planes. The next block is asked for piece by piece: requests that are made all
+// at once wait for each other, and the sums with them.
+template <typename T>
+inline void transpose_planes(const FeatureMap<T>& map, const T* planes, T* tile) {
+  const int64_t pixels = map.height * map.width, step = pixels < kPixelStep ? pixels : kPixelStep;
+  const T* next = planes + kPlaneBlock * map.channel_stride;
+  for (int64_t start = 0; start < pixels; start += step) {
+    if (planes_follow(map)) prefetch(next + start * kPlaneBlock, step * kPlaneBlock);
+    const int64_t pixel = start + step < pixels ? start : pixels - step;  // the last may overlap those before
+    transpose<kPlaneBlock>(planes + pixel, map.channel_stride, step, tile + pixel * kPlaneBlock);
+  }
+}
+
 // The same for narrow rows: the block is transposed first. buffer, tile: [H · W, kPlaneBlock]
 template <typename I, typename T>
 inline void narrow_lines(
     const FeatureMap<I>& map, const I* planes, int64_t count, const Windows& windows, T* buffer, T* tile, T* lines) {
   const int64_t pixels = map.height * map.width, row = map.width * kPlaneBlock;
-  prefetch_planes(map, planes + kPlaneBlock * map.channel_stride, kPlaneBlock);
   const bool as_it_lies = std::is_same_v<I, T> && dense(map) && count == kPlaneBlock;
   if constexpr (std::is_same_v<I, T>) {
-    if (as_it_lies) transpose<kPlaneBlock>(planes, map.channel_stride, pixels, tile);
+    if (as_it_lies) transpose_planes(map, planes, tile);
   }
   if (!as_it_lies) {
+    if (planes_follow(map)) prefetch(planes + kPlaneBlock * pixels, kPlaneBlock * pixels);
     for (int64_t c = 0; c < count; ++c) {
       T* copy = buffer + c * pixels;
       const T* plane = dense_plane(map, planes + c * map.channel_stride, copy);
