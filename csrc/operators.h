@@ -45,7 +45,7 @@ struct Operators {
   static Tensor region_features(const Tensor& features, const std::vector<int64_t>& scales) {
     const NoGrad no_grad;
     check_map(features);
-    const Call call(features);
+    Call call(features);
     return dispatch_math(math_dtype({&features}), [&](auto t) {
       return Stages::template pool<decltype(t)>(call, {{features, features, {}, Regions(scales, 0)}})[0];
     });
@@ -58,7 +58,7 @@ struct Operators {
     const Regions regions(scales, 0);
     const Layout layout = {.size = size, .stride = stride, .dtype = dtype, .bias_dtype = dtype};
     check_cells(grad, layout, regions.cells());
-    const Call call(grad);
+    Call call(grad);
     return dispatch_math(math_dtype({&grad}), [&](auto t) {
       return Stages::template unpool<decltype(t)>(call, torch::stable::contiguous(grad), layout, regions);
     });
@@ -71,7 +71,7 @@ struct Operators {
     const std::vector<Network> networks = {{features, weight, bias, Regions(scales, finest)}};
     check_network(networks[0]);
     check_devices({&features, &weight, pointer(bias)});
-    const Call call(features);
+    Call call(features);
     return dispatch_math(math_dtype({&features, &weight, pointer(bias)}), [&](auto t) {
       using T = decltype(t);
       const std::vector<Tensor> pooled = Stages::template pool<T>(call, networks);
@@ -90,7 +90,7 @@ struct Operators {
     check_layout(layout);
     check_wanted(wanted);
     check_devices({&grad_logits, &pooled, &weight});
-    const Call call(grad_logits);
+    Call call(grad_logits);
     const Regions regions(scales, finest);
     return dispatch_math(math_dtype({&grad_logits}), [&](auto t) {
       using T = decltype(t);
@@ -109,7 +109,7 @@ struct Operators {
     const Regions regions(scales, 0);
     check_logits(student, teacher, regions.cells());
     check_devices({&student, &teacher});
-    const Call call(student);
+    Call call(student);
     return dispatch_math(math_dtype({&student, &teacher}), [&](auto t) {
       using T = decltype(t);
       const auto logits = Stages::template given<T>(call, student, teacher);
@@ -125,7 +125,7 @@ struct Operators {
     const NoGrad no_grad;
     const GramOptions options(scales, cell_weights, gram, normalize, temperature, reduction);
     check_devices({&grad_loss, &saved});
-    const Call call(saved);
+    Call call(saved);
     return dispatch_math(math_dtype({&saved}), [&](auto t) {
       using T = decltype(t);
       if (!options.keeps_logits()) return swapped(Stages::template scale<T>(call, saved, grad_loss, dtype));
@@ -151,7 +151,7 @@ struct Operators {
         &student_features, &student_weight, pointer(student_bias),
         &teacher_features, &teacher_weight, pointer(teacher_bias)};
     check_devices(tensors);
-    const Call call(student_features);
+    Call call(student_features);
     return dispatch_math(math_dtype(tensors), [&](auto t) {
       using T = decltype(t);
       const std::vector<Tensor> pooled = Stages::template pool<T>(call, networks);
@@ -173,7 +173,7 @@ struct Operators {
     check_layout(layout);
     check_wanted(wanted);
     check_devices({&grad_loss, &saved, &pooled, &weight});
-    const Call call(saved);
+    Call call(saved);
     const Regions regions(scales, finest);
     return dispatch_math(math_dtype({&saved}), [&](auto t) {
       using T = decltype(t);

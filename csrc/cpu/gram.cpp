@@ -219,7 +219,7 @@ Tensor fold_regions(const Stages::Call& call, const Tensor& grad, const Regions&
 }  // namespace
 
 template <typename T>
-Stages::Logits<T> Stages::given(const Call&, const Tensor& student, const Tensor& teacher) {
+Stages::Logits<T> Stages::given(Call&, const Tensor& student, const Tensor& teacher) {
   return {.student = own_logits<T>(student), .teacher = own_logits<T>(teacher)};
 }
 
@@ -248,7 +248,7 @@ LossState Stages::gram(
 
 template <typename T>
 Tensor Stages::gram_backward(
-    const Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
+    Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
     const Regions& regions) {
   const int64_t batch = saved.size(1), cells = saved.size(2), classes = saved.size(3);
   const Tensor student = empty({batch, cells, classes}, saved.scalar_type(), saved);
@@ -263,11 +263,11 @@ Tensor Stages::gram_backward(
 }
 
 #define ICD_STAGES(T)                                                                                              \
-  template Stages::Logits<T> Stages::given<T>(const Call&, const Tensor&, const Tensor&);                          \
+  template Stages::Logits<T> Stages::given<T>(Call&, const Tensor&, const Tensor&);                                \
   template LossState Stages::gram<T>(                                                                              \
       const Call&, const Logits<T>&, const GramOptions&, const Regions&, bool);                                    \
   template Tensor Stages::gram_backward<T>(                                                                        \
-      const Call&, const Tensor&, const Tensor&, const GramOptions&, const Regions&);
+      Call&, const Tensor&, const Tensor&, const GramOptions&, const Regions&);
 
 ICD_STAGES(float)
 ICD_STAGES(double)

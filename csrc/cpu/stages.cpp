@@ -89,7 +89,7 @@ Tensor column_sums(const Tensor& matrix) {
 }  // namespace
 
 template <typename T>
-std::vector<Tensor> Stages::pool(const Call&, const std::vector<Network>& networks) {
+std::vector<Tensor> Stages::pool(Call&, const std::vector<Network>& networks) {
   std::vector<Tensor> all;
   for (const Network& network : networks) {
     const Tensor& features = network.features;
@@ -184,7 +184,7 @@ Gradients Stages::network_backward(const Call& call, const NetworkGradient& grad
 }
 
 #define ICD_STAGES(T)                                                                                              \
-  template std::vector<Tensor> Stages::pool<T>(const Call&, const std::vector<Network>&);                          \
+  template std::vector<Tensor> Stages::pool<T>(Call&, const std::vector<Network>&);                                \
   template Stages::Logits<T> Stages::project<T>(                                                                   \
       const Call&, const std::vector<Network>&, const std::vector<Tensor>&);                                       \
   template Tensor Stages::fold<T>(const Call&, const Tensor&, const Regions&);                                     \

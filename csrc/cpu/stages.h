@@ -18,14 +18,14 @@ struct Stages {
   };
 
   template <typename T>
-  static std::vector<Tensor> pool(const Call& call, const std::vector<Network>& networks);
+  static std::vector<Tensor> pool(Call& call, const std::vector<Network>& networks);
 
   template <typename T>
   static Logits<T> project(
       const Call& call, const std::vector<Network>& networks, const std::vector<Tensor>& pooled);
 
   template <typename T>
-  static Logits<T> given(const Call& call, const Tensor& student, const Tensor& teacher);
+  static Logits<T> given(Call& call, const Tensor& student, const Tensor& teacher);
 
   template <typename T>
   static Tensor region_rows(const Call&, const Network&, const Logits<T>& logits) {
@@ -38,7 +38,7 @@ struct Stages {
 
   template <typename T>
   static Tensor gram_backward(
-      const Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
+      Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
       const Regions& regions);
 
   template <typename T>

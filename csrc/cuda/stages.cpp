@@ -2,14 +2,10 @@
 
 #include <algorithm>
 
+#include "plan.h"
+
 namespace icd::cuda {
 namespace {
-
-int64_t ceil_divide(int64_t count, int64_t step) { return (count + step - 1) / step; }
-
-void check_blocks(int64_t blocks) {
-  check(blocks <= kMostBlocks, "backend 'cuda' cannot number ", blocks, " blocks of work: too large a batch");
-}
 
 template <typename T>
 PooledMap<T> pooled_map(const Network& network, const Tensor& pooled) {
@@ -21,54 +17,8 @@ PooledMap<T> pooled_map(const Network& network, const Tensor& pooled) {
       .planes = 1,
       .channel_blocks = 1,
       .blocks = 0};
-  const FeatureMap& map = net.map;
-  const int64_t row = map.height * map.width + 1, cells = net.scales.cells;
-  net.access = access_of(map);
-  if (net.access != Access::planes) {
-    net.channel_blocks = ceil_divide(map.channels, warp_channels(map, net.access));
-    net.blocks = ceil_divide(map.batch * net.channel_blocks * cells, kWarps);
-  } else if (row <= pool_tile<T>()) {
-    net.channel_blocks = ceil_divide(map.channels, std::min(kPoolChannels, pool_tile<T>() / row));
-    net.planes = ceil_divide(map.channels, net.channel_blocks);
-    net.blocks = map.batch * net.channel_blocks;
-  } else {
-    net.access = Access::large_planes;
-    net.blocks = ceil_divide(map.batch * map.channels * cells, kWarps);
-  }
-  check_blocks(net.blocks);
+  plan_pool(net);
   return net;
-}
-
-// Blocks that keep every multiprocessor busy for a while.
-constexpr int64_t kWaves = 2;
-constexpr int64_t kMostSplits = 16;
-constexpr int64_t kLeastDepth = 128;  // of a split
-constexpr int64_t kStep = 16;         // a split is whole steps long
-
-template <typename T>
-int64_t tiles_of(const Product<T>& product, int64_t tile) {
-  return ceil_divide(product.rows, tile) * ceil_divide(product.columns, tile);
-}
-
-// Large tiles where there are enough of them, for they read less; the depth in parts where there are too few tiles.
-template <typename T>
-void plan_products(ProductArguments<T>& arguments, std::initializer_list<bool> may_split, int64_t processors) {
-  int64_t large = 0, small = 0;
-  for (int i = 0; i < arguments.count; ++i) {
-    large += tiles_of(arguments.products[i], 128);
-    small += tiles_of(arguments.products[i], 64);
-  }
-  arguments.tile = std::is_same_v<T, float> && large >= kWaves * processors ? 128 : 64;
-  const int64_t wanted = ceil_divide(kWaves * processors, std::max<int64_t>(1, small));
-  for (int i = 0; i < arguments.count; ++i) {
-    Product<T>& product = arguments.products[i];
-    product.row_tiles = ceil_divide(product.rows, arguments.tile);
-    product.column_tiles = ceil_divide(product.columns, arguments.tile);
-    const int64_t most = std::clamp<int64_t>(product.depth / kLeastDepth, 1, kMostSplits);
-    const int64_t splits = may_split.begin()[i] ? std::min(wanted, most) : 1;
-    product.split_depth = std::max<int64_t>(1, ceil_divide(ceil_divide(product.depth, splits), kStep)) * kStep;
-    product.splits = std::max<int64_t>(1, ceil_divide(product.depth, product.split_depth));
-  }
 }
 
 template <typename T>
@@ -88,7 +38,7 @@ Product<T> product_of(Matrix left, Matrix right, int64_t rows, int64_t columns, 
 }
 
 void clear_counters(const Stages::Call& call) {
-  clear(call.counters.data_ptr(), kCounters * sizeof(int), call.stream);
+  clear(call.counters->data_ptr(), kCounters * sizeof(int), call.stream);
 }
 
 }  // namespace
@@ -97,13 +47,13 @@ Stages::Call::Call(const Tensor& on)
     : guard(on.get_device_index()),
       stream(current_stream(on.get_device_index())),
       processors(multiprocessors(on.get_device_index())),
-      float64_cost(icd::cuda::float64_cost(on.get_device_index())),
-      counters(empty({kCounters}, ScalarType::Int, on)) {}
+      float64_cost(icd::cuda::float64_cost(on.get_device_index())) {}
 
 template <typename T>
-std::vector<Tensor> Stages::pool(const Call& call, const std::vector<Network>& networks) {
+std::vector<Tensor> Stages::pool(Call& call, const std::vector<Network>& networks) {
+  call.counters = empty({kCounters}, ScalarType::Int, networks[0].features);
   PoolArguments<T> arguments = {};
-  arguments.counters = data_of<int>(call.counters);
+  arguments.counters = data_of<int>(*call.counters);
   std::vector<Tensor> pooled;
   for (const Network& network : networks) {
     const Tensor& features = network.features;
@@ -163,7 +113,8 @@ Stages::Logits<T> Stages::project(
 }
 
 template <typename T>
-Stages::Logits<T> Stages::given(const Call& call, const Tensor& student, const Tensor& teacher) {
+Stages::Logits<T> Stages::given(Call& call, const Tensor& student, const Tensor& teacher) {
+  call.counters = empty({kCounters}, ScalarType::Int, student);
   clear_counters(call);
   return {
       .sources = {source_of(student), source_of(teacher)},
@@ -202,7 +153,7 @@ struct GramOutputs {
 
 template <typename T>
 GramArguments<T> gram_arguments(
-    const Stages::Logits<T>& logits, const GramOptions& options, const Upstream& upstream) {
+    const Stages::Logits<T>& logits, const GramOptions& options, const Upstream& upstream, double float64_cost) {
   GramArguments<T> arguments = {};
   arguments.sources[0] = logits.sources[0];
   arguments.sources[1] = logits.sources[1];
@@ -216,37 +167,9 @@ GramArguments<T> gram_arguments(
   arguments.upstream = upstream;
   arguments.batch = logits.batch;
   arguments.classes = logits.classes;
-  return arguments;
-}
-
-// How many tasks each phase has.
-template <typename T>
-void plan_gram(GramArguments<T>& arguments, const Stages::Call& call, bool with_gradient) {
-  const Scales& scales = arguments.scales;
-  const int64_t batch = arguments.batch, rows = batch * scales.cells;
-  const int32_t finest = *std::max_element(scales.sizes, scales.sizes + scales.count);
-  const int64_t points = arguments.gram == Gram::sample ? batch : static_cast<int64_t>(finest) * finest;
-  arguments.tile = points > 16 ? kLargePointTile<T> : 16;
-  int64_t* tasks = arguments.tasks;
-  tasks[0] = ceil_divide(2 * rows, kWarps);
-  if (arguments.gram == Gram::class_) {
-    tasks[1] = rows;
-  } else if (arguments.gram == Gram::sample) {
-    tasks[1] = scales.cells * ceil_divide(batch, arguments.tile);
-  } else {
-    for (int s = 0; s < scales.count; ++s) {
-      tasks[1] += batch * ceil_divide(static_cast<int64_t>(scales.sizes[s]) * scales.sizes[s], arguments.tile);
-    }
-  }
-  tasks[2] = arguments.gram != Gram::class_ && with_gradient ? tasks[1] : 0;
-  tasks[3] = (arguments.folded == nullptr ? 0 : ceil_divide(batch * arguments.finest * arguments.finest, kWarps)) +
-      (arguments.loss == nullptr ? 0 : 1);
-  const int64_t total = tasks[0] + tasks[1] + tasks[2] + tasks[3];
-  constexpr int64_t kBlocksPerProcessor = 8;  // as many as fit; further ones would only find the tickets gone
-  check(total < 0x7fffffff, "backend 'cuda' cannot number ", total, " tasks: too large a batch");
-  arguments.blocks = std::min(total, kBlocksPerProcessor * call.processors);
   arguments.class_sum = class_sum();
-  arguments.float64_cost = call.float64_cost;
+  arguments.float64_cost = float64_cost;
+  return arguments;
 }
 
 // Memory of one launch, handed out in order.
@@ -270,7 +193,7 @@ template <typename T>
 void run_gram(
     const Stages::Call& call, const Stages::Logits<T>& logits, const GramOptions& options, const Regions& regions,
     const Upstream& upstream, const GramOutputs& outputs) {
-  GramArguments<T> arguments = gram_arguments<T>(logits, options, upstream);
+  GramArguments<T> arguments = gram_arguments<T>(logits, options, upstream, call.float64_cost);
   const int64_t rows = logits.batch * arguments.scales.cells, classes = logits.classes;
   const bool class_form = arguments.gram == Gram::class_;
   const bool folded = outputs.grad.has_value() && regions.folded;
@@ -282,8 +205,8 @@ void run_gram(
   }
   if (outputs.logits.has_value()) arguments.raw = data_of<T>(*outputs.logits);
   if (outputs.loss.has_value()) arguments.loss = data_of<T>(*outputs.loss);
-  arguments.counters = data_of<int>(call.counters);
-  plan_gram(arguments, call, outputs.grad.has_value());
+  arguments.counters = data_of<int>(*call.counters);
+  plan_gram(arguments, outputs.grad.has_value(), call.processors);
   Workspace<T> workspace;
   workspace.add(arguments.logits, 2 * rows * classes);
   workspace.add(arguments.statistics, rows);
@@ -291,7 +214,7 @@ void run_gram(
   workspace.add(arguments.row_statistics, class_form ? 0 : 4 * rows);
   workspace.add(arguments.class_scratch, class_form ? arguments.blocks * classes * kClassScratch<T> : 0);
   if (folded) workspace.add(arguments.grad, rows * classes);
-  const Tensor memory = workspace.allocate(call.counters);
+  const Tensor memory = workspace.allocate(logits.memory);
   check_launch(launch_gram(arguments, call.stream), "gram");
 }
 
@@ -301,7 +224,7 @@ template <typename T>
 LossState Stages::gram(
     const Call& call, const Logits<T>& logits, const GramOptions& options, const Regions& regions, bool save) {
   const ScalarType dtype = scalar_type_of<T>();
-  const Tensor& like = call.counters;
+  const Tensor& like = logits.memory;
   const int64_t batch = logits.batch, classes = logits.classes;
   GramOutputs outputs = {
       .loss = options.reduction == Reduction::none ? empty({batch}, dtype, like) : empty({}, dtype, like),
@@ -319,7 +242,7 @@ LossState Stages::gram(
 
 template <typename T>
 Tensor Stages::gram_backward(
-    const Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
+    Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
     const Regions& regions) {
   const int64_t batch = saved.size(1), cells = saved.size(2), classes = saved.size(3);
   const auto network = [&](int64_t number) {  // (B, K, N)
@@ -373,16 +296,7 @@ UnpoolArguments<T> unpool_arguments(const Tensor& grad, const Tensor& grad_poole
   arguments.access = access_of(arguments.map);
   arguments.scales = scales_of(regions.base);
   arguments.grad_pooled = data_of<T>(grad_pooled);
-  const FeatureMap& map = arguments.map;
-  const int64_t pixels = map.height * map.width;
-  if (arguments.access == Access::planes) {
-    arguments.channel_blocks = ceil_divide(map.channels, kUnpoolChannels);
-    arguments.blocks = ceil_divide(map.batch * arguments.channel_blocks * pixels, kThreads);
-  } else {
-    arguments.channel_blocks = ceil_divide(map.channels, warp_channels(map, arguments.access));
-    arguments.blocks = ceil_divide(map.batch * arguments.channel_blocks * pixels, kWarps);
-  }
-  check_blocks(arguments.blocks);
+  plan_unpool(arguments);
   return arguments;
 }
 
@@ -463,15 +377,15 @@ Gradients Stages::network_backward(const Call& call, const NetworkGradient& grad
 }
 
 #define ICD_STAGES(T)                                                                                              \
-  template std::vector<Tensor> Stages::pool<T>(const Call&, const std::vector<Network>&);                          \
+  template std::vector<Tensor> Stages::pool<T>(Call&, const std::vector<Network>&);                                \
   template Stages::Logits<T> Stages::project<T>(                                                                   \
       const Call&, const std::vector<Network>&, const std::vector<Tensor>&);                                       \
-  template Stages::Logits<T> Stages::given<T>(const Call&, const Tensor&, const Tensor&);                          \
+  template Stages::Logits<T> Stages::given<T>(Call&, const Tensor&, const Tensor&);                                \
   template Tensor Stages::region_rows<T>(const Call&, const Network&, const Logits<T>&);                           \
   template LossState Stages::gram<T>(                                                                              \
       const Call&, const Logits<T>&, const GramOptions&, const Regions&, bool);                                    \
   template Tensor Stages::gram_backward<T>(                                                                        \
-      const Call&, const Tensor&, const Tensor&, const GramOptions&, const Regions&);                              \
+      Call&, const Tensor&, const Tensor&, const GramOptions&, const Regions&);                                    \
   template Tensor Stages::fold<T>(const Call&, const Tensor&, const Regions&);                                     \
   template Tensor Stages::scale<T>(const Call&, const Tensor&, const Tensor&, ScalarType);                         \
   template Tensor Stages::unpool<T>(const Call&, const Tensor&, const Layout&, const Regions&);                    \

@@ -15,7 +15,7 @@ struct Stages {
     Stream stream;
     int64_t processors;
     double float64_cost;
-    Tensor counters;  // of a launch of `gram`; zeros are written by `pool` or by `given`
+    Optional counters;  // of a launch of `gram`: `pool` or `given` allocates them and writes zeros
 
     explicit Call(const Tensor& on);
   };
@@ -29,14 +29,14 @@ struct Stages {
   };
 
   template <typename T>
-  static std::vector<Tensor> pool(const Call& call, const std::vector<Network>& networks);
+  static std::vector<Tensor> pool(Call& call, const std::vector<Network>& networks);
 
   template <typename T>
   static Logits<T> project(
       const Call& call, const std::vector<Network>& networks, const std::vector<Tensor>& pooled);
 
   template <typename T>
-  static Logits<T> given(const Call& call, const Tensor& student, const Tensor& teacher);
+  static Logits<T> given(Call& call, const Tensor& student, const Tensor& teacher);
 
   template <typename T>
   static Tensor region_rows(const Call& call, const Network& network, const Logits<T>& logits);
@@ -47,7 +47,7 @@ struct Stages {
 
   template <typename T>
   static Tensor gram_backward(
-      const Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
+      Call& call, const Tensor& saved, const Tensor& upstream, const GramOptions& options,
       const Regions& regions);
 
   template <typename T>
