@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
     @property
     def label(self) -> str:
-        """All of it, to read and to choose by."""
+        """The whole case in one line; `--only` searches it."""
         parts = [self.workload.title, self.workload.shapes, self.precision, self.form]
         parts += [self.layout] if self.layout != "contiguous" else []
         parts += [f"scales {self.scales}"] if self.scales != DEFAULT_SCALES else []
@@ -61,12 +61,12 @@ class Case(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of `icd_loss`."""
+        """The options of `icd_loss`."""
         return {**FORMS[self.form], "scales": self.scales}
 
     @property
     def size(self) -> int:
-        """Along the sweep."""
+        """The size that grows along the sweep."""
         workload = self.workload
         sizes = {
             "classes": workload.classes,
@@ -86,7 +86,7 @@ class Case(NamedTuple):
 
     @property
     def gram_bytes(self) -> int:
-        """Of every image's and cell's K x K Gram in class form, in the dtype of the math; 0 in the others."""
+        """Bytes of the K x K Grams of all images and cells in class form, in the dtype of the math, or 0."""
         if FORMS[self.form]["gram"] != "class":
             return 0
         itemsize = torch.float64.itemsize if self.dtype == torch.float64 else torch.float32.itemsize

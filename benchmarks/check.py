@@ -1,4 +1,4 @@
-"""The regression gate: on a small grid, how many times faster than eager PyTorch of the same run the CPU backend is.
+"""The regression gate: how many times as fast as eager PyTorch the CPU backend is, on a small grid and in one run.
 
 Ratios, not times, so that it holds on any machine; the limits lie at half or less of what a quiet machine shows, so
 that a busy one passes and a lost vector loop or a lost linear sum does not.

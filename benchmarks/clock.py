@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 MIN_ROUNDS = 5
 SLOW_ROUNDS = 3
-"""Where even the fewest rounds take over ten times as long as was asked for."""
+"""Rounds where MIN_ROUNDS would take over ten times as long as was asked for."""
 
 Quantiles = dict[str, float]
 _POINTS = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}

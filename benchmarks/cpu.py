@@ -21,7 +21,7 @@ from benchmarks.workloads import CIFAR_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_MO
 
 Entry = dict[str, Any]
 SWEEP_SHARE = 0.5
-"""Of the time of an entry: what a point of a sweep gets, there being many."""
+"""The share of an entry's time that a point of a sweep gets, because there are many points."""
 ON_CPU = (EAGER, RELEASED, COMPILED, AUTOTUNED, CPP)
 OBJECTIVE_WORKLOADS = (CIFAR_RESNET32X4_MOBILENETV2, CUB_RESNET32X4_MOBILENETV2)
 TRAININGS = (objective_steps.CIFAR, objective_steps.CUB_ON_CPU)

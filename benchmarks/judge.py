@@ -79,7 +79,7 @@ def exact_results(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
 
 
 def errors(results: Sequence[Tensor], exact: Sequence[Tensor]) -> dict[str, float]:
-    """The largest error of each result as a fraction of its largest element; as it is where that is 0."""
+    """The largest error of each result, divided by its largest element unless that is 0."""
     return {
         name: float((result.double() - right).abs().max() / _largest(right))
         for name, result, right in zip(RESULTS, results, exact, strict=True)

@@ -27,11 +27,11 @@ ROOT = Path(__file__).parents[1]
 CLASS_TENSORS = {"eager": 5.8, "compiled": 1.8, "compiled max-autotune": 1.8}
 """Tensors of B·N·K² numbers that plain PyTorch holds at once in class form, as measured where they fit."""
 USABLE = 0.8
-"""Of the memory that is free: what a rival may be expected to need and still be run."""
+"""The share of the free memory that a rival may need and still be run."""
 
 
 class Memory(NamedTuple):
-    """Bytes above the tensors given: at the highest, and of the gradients among them."""
+    """Bytes above the given tensors: the peak, and how many of them are gradients."""
 
     extra_peak: int
     gradients: int

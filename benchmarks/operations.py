@@ -36,7 +36,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _has_mask(func: Any, args: Any) -> bool:
-    """Whether a boolean mask picks elements: its size has to be known. Filling by one is done without."""
+    """Whether a boolean mask picks elements: its size has to be known. Filling by a mask needs no size."""
     is_filled = func.name() == "aten::index_put_" and args[2].numel() == 1
     return not is_filled and any(index is not None and index.dtype == torch.bool for index in args[1])
 

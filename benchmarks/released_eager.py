@@ -1,4 +1,4 @@
-"""The released iCD-KD objective op by op in eager PyTorch, in the way its authors' code goes about it.
+"""The released iCD-KD objective op by op in eager PyTorch, as its authors' code does it.
 
 Restated from a description of that code (docs/objectives.md), not taken from it: what is pooled from what, what is
 concatenated, the masks, the checks for NaN that read a value on the host. Its numbers are those of

@@ -49,10 +49,10 @@ def updated(path: Path, document: Document) -> Document:
 
 
 def read(path: Path) -> Document:
-    """A result file.
+    """Reads a result file.
 
     Raises:
-        ValueError: it is none, or of another format.
+        ValueError: it is no result file, or one of another format.
     """
     document = json.loads(path.read_text(encoding="utf-8"))
     found = document.get("format") if isinstance(document, dict) else None

@@ -42,7 +42,7 @@ def _no_default_backend() -> Iterator[None]:
 
 
 THREADS = int(os.environ.get("ICD_KERNELS_TEST_THREADS", "1"))
-"""More than one only where they are what is tested (test_instruction_sets.py): on small tensors they only wait."""
+"""One, because more only wait on small tensors; test_instruction_sets.py, which tests threads, asks for more."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,14 +71,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class SideBySide:
-    """Of tests in several processes: a line for each file that is done, and what each process has to say."""
+    """For tests in several processes: prints a line for each file that is done, and gathers what processes report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.times = Times()
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """Groups by `parts.group_of`: pytest-xdist's own, by marks, are lost without a word with pytest 9.2."""
+        """Groups tests by `parts.group_of`: pytest 9.2 loses pytest-xdist's own groups, by marks, without a word."""
         if config.getoption("dist") != "loadgroup":
             return None
         from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]

@@ -56,7 +56,7 @@ def largest(errors: list[Any]) -> float:
 class TestTwoProcesses:
     @pytest.mark.parametrize("loss", ["class", "spatial", "icd-kd", "icd-dkd", "icd-nkd"])
     def test_ddp(self, found: Found, loss: str) -> None:
-        """The mean over equal shards needs nothing of the loss."""
+        """The mean over equal shards needs no change to the loss."""
         assert largest(found[f"ddp {loss}"]) < ROUNDING
 
     def test_a_batch_by_batch_gram_needs_gathering(self, found: Found) -> None:

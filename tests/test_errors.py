@@ -73,7 +73,7 @@ class TestOptions:
 
     @pytest.mark.parametrize(("options", "error", "message"), named(BAD_OPTIONS))
     def test_module(self, backend: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
-        """At once, not at the first batch."""
+        """Wrong options fail when the module is made, not at the first batch."""
         with pytest.raises(error, match=message):
             ICDLoss(backend=backend, **options)
 
@@ -123,7 +123,7 @@ class TestTensors:
         ("name", "value", "error", "message"), [*bad_tensors("student"), *bad_tensors("teacher"), *DISAGREEING]
     )
     def test_icd_loss(self, backend: str, name: str, value: Any, error: type[Exception], message: str) -> None:
-        """After good ones, which are remembered, too."""
+        """Bad tensors fail, also after good ones, which are remembered."""
         tensors = self.tensors()
         loss_of(tensors, backend)
         with pytest.raises(error, match=message):
@@ -235,7 +235,7 @@ class TestBackend:
         assert ours[-1] == "reference"
 
     def test_environment_variable_sets_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of "auto" alone: a named backend is the named one."""
+        """It changes "auto" alone: a named backend stays the named one."""
         asked: list[str] = []
         recording = [_recording(name, asked) for name in ("cpp", "reference")]
         monkeypatch.setattr(backends, "BACKENDS", tuple(recording))
@@ -256,7 +256,7 @@ class TestBackend:
         loss_of(tensors, "reference")
 
     def test_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A named one raises with what is missing; "auto" passes it over."""
+        """A named backend raises an error that says what is missing; "auto" passes it over."""
         asked: list[str] = []
         missing = _recording("cpp", asked, missing="no extension here. Build it: make setup")
         monkeypatch.setattr(backends, "BACKENDS", (missing, _recording("reference", asked)))

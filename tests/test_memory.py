@@ -87,7 +87,7 @@ def test_saved_by_the_other_functions(backend: str) -> None:
 
 
 def test_the_map_is_let_go(backend: str) -> None:
-    """Once the loss is there, nothing holds the feature map's memory but who made it."""
+    """Once the loss is computed, nobody but its owner holds the feature map's memory."""
     tensors = tensors_of().requiring_grad("student_weight")
     body = torch.nn.Conv2d(C, C, 1)
     features = body(tensors.student_features)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from icd_kernels import region_features, region_logits
 
 SCALES = [(1, 2, 4), (3, 1), (5,), (1, 7), (2, 3)]
-"""Of the last, a cell of the coarse scale is no union of fine ones."""
+"""In the last, a coarse cell is no union of fine cells."""
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -82,7 +82,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", COMPILED)
 def test_fused_backends_refuse(backend: str, name: str, transform: str) -> None:
-    """Never 0, and never PyTorch's own riddle."""
+    """They raise an error that says why: never 0, and never PyTorch's own error, which does not."""
     function, tensor = computations(backend)[name]
     message = "no forward-mode derivative" if transform == "jvp" else "do not run within torch.func"
     with pytest.raises(RuntimeError, match=rf"icd_kernels: .*{message}.*backend='reference'"):

@@ -69,16 +69,16 @@ class Binary:
     loops: tuple[Loop, ...]
 
     def instructions_per_pair(self) -> dict[str, float]:
-        """Of the loops of the exact class sum: for each (row, column) pair of both networks, so for two exponentials.
+        """For each unrolled loop of the exact class sum: its instructions for a (row, column) pair of both networks.
 
-        Only of those that are unrolled; the others do what is left of the columns.
+        A pair has two exponentials. The other loops do the columns that are left.
         """
         unrolled = [loop for loop in self.loops if loop.source == "exact_class" and loop.exponentials >= 32]
         return {f"loop {n}": loop.instructions / (loop.exponentials / 2) for n, loop in enumerate(unrolled, 1)}
 
 
 def read(kernel: Any) -> Binary:
-    """Of a kernel that Triton compiled for an NVIDIA GPU."""
+    """Reads a kernel that Triton compiled for an NVIDIA GPU."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])

@@ -23,12 +23,11 @@ from compiling import SHARED_LIMITS, TARGETS, launches_of, source_of
 from table import CUB, Configuration, Row, quick_configurations, table
 
 MOST_INSTRUCTIONS_PER_PAIR = 30
-"""Of the exact class sum's two passes, for each (row, column) pair of both networks."""
+"""A limit for both passes of the exact class sum together, for each (row, column) pair of both networks."""
 
 
 def allowed_spills(precision: str) -> int:
-    """On sm_90, by the pinned version of Triton and older ones: none in float32, two in the spatial forward of halves;
-    3.9's assembler spills 4 and 12."""
+    """A limit on sm_90: none in float32, two in the spatial forward of halves. 3.9's assembler spills 4 and 12."""
     import triton
 
     version = tuple(map(int, triton.__version__.split(".")[:2]))
@@ -76,7 +75,7 @@ def test_no_operand_of_a_pipelined_product_conflicts(rows: list[Row]) -> None:
 
 @pytest.mark.thorough
 def test_float32_maps_are_copied_sixteen_bytes_at_a_time(rows: list[Row]) -> None:
-    """Of contiguous maps of 28 x 28 pixels, and rows of logits whatever K: the forward's asynchronous copies."""
+    """The forward's asynchronous copies of contiguous maps of 28 x 28 pixels, and of rows of logits for any K."""
     for row in rows:
         if row.binary is not None and row.kernel == "icd_loss_kernel" and row.configuration.workload == "CUB-200":
             assert row.binary.copies, row

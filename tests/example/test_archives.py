@@ -161,7 +161,7 @@ class TestCifar100:
             cifar100.load(tmp_path, CPU)
 
     def test_another_pickle_runs_no_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By its checksum it is refused before it is read; and what is read makes arrays alone."""
+        """A wrong checksum is refused before anything is read, and reading can make nothing but arrays."""
         write_folder(tmp_path / "cifar-100-python", {"train": b"other", "test": b"other"})
         with pytest.raises(UsageError, match=r"train is not the published file.*expected MD5 16019d7e3df5f24257cddd"):
             cifar100.load(tmp_path, CPU)

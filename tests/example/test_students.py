@@ -193,7 +193,7 @@ class TestPrecision:
         assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]["amp"] == "bf16"
 
     def test_float16_scales_the_loss(self) -> None:
-        """On the CPU, where autocast to float16 runs too: the weights are those of a step in float32, nearly."""
+        """On the CPU, where autocast to float16 runs too: the weights are close to those of a step in float32."""
         images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         batch = Batch(images, torch.arange(8), torch.arange(8))
         trained = {}

@@ -125,7 +125,7 @@ def test_nested_folders_and_other_formats(folder: Path) -> None:
 
 
 def test_the_content_of_photographs(folder: Path, tmp_path: Path) -> None:
-    """Moved, they are the same; a changed file, another name or another class makes others of them."""
+    """A moved folder is the same; a changed file, another name or another class makes it another."""
     before = read_folder(folder, CPU, workers=0).content
     moved = folder.rename(tmp_path.parent / f"{tmp_path.name}-moved")
     assert read_folder(moved, CPU, workers=0).content == before

@@ -179,7 +179,7 @@ def test_gradients_are_clipped_together() -> None:
 
 class TestCachedTeacher:
     def test_trains_as_the_teacher_itself_would(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """But for float16: on unchanged images, in every method of logits; the second run reads the file."""
+        """On unchanged images, for every method of logits, but for float16. The second run reads the file."""
         from training.cached_teacher import CachedTeacher
         from training.data import Images
 

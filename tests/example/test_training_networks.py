@@ -53,7 +53,7 @@ def test_every_name_is_an_option_and_the_seed_decides_the_start() -> None:
 
 
 def test_a_copy_is_a_network_of_its_own() -> None:
-    """As an average of weights makes one: what is done to the copy stays there."""
+    """An average of weights copies a network: what is done to the copy leaves the original alone."""
     network, images = networks.make("narrow", "student", 1, 8, 10, seed=0).eval(), torch.randn(2, 1, 8, 8)
     copied = copy.deepcopy(network)
     before = network(images).logits

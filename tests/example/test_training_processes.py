@@ -184,7 +184,7 @@ def plain_network(seed: int) -> Network:
 
 
 def buffers_are_the_firsts(processes: Processes) -> float:
-    """Each process saw other images; the running statistics are those of the first in the end."""
+    """Each process saw other images; in the end the running statistics are those of the first process."""
     network = networks.make("small", "student", 1, 8, 10, seed=0)
     trainer = Trainer(network, CrossEntropy(), Optimization(0.1), Schedule(1, 1), processes)
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(processes.rank))

@@ -230,7 +230,7 @@ CLIENTS = {
     "torchdistill": "torchdistill/train.py",
     "mdistiller": "mdistiller/icd_distiller.py",
 }
-"""By the headings of docs/integrations.md."""
+"""Each client's example, by its heading in docs/integrations.md."""
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -54,7 +54,7 @@ def interpreted(seed: int | None = None, threads: int = 1, *, checks_overflow: b
 
 
 def _numpy_dtype(dtype: Any, by_interpreter: Any = interpreter._get_np_dtype) -> Any:
-    """The interpreter's answer, which it makes a table for at every question; kept by the type of one number."""
+    """The interpreter's answer, kept for each type: the interpreter makes a table for every question."""
     number = dtype.scalar if isinstance(dtype, tl.block_type) else dtype
     if isinstance(number, tl.pointer_type):
         return by_interpreter(number)

@@ -106,7 +106,7 @@ class TestPairs:
 
 
 def masked(batch: Example, name: str) -> Example:
-    """Two classes of some images are none, in one network."""
+    """Masks two classes of some images in one network."""
     network = getattr(batch, name)
     logits = network.logits.detach().clone()
     logits[:4, [2, 5]] = -math.inf
@@ -136,7 +136,7 @@ class TestMasks:
     @pytest.mark.parametrize("name", ["student", "teacher"])
     @pytest.mark.parametrize("base", ["kd", "dkd", "nkd"])
     def test_take_the_class_out_of_both_rows(self, base: str, name: str, backend: str) -> None:
-        """As the formula has it without these classes; nothing reaches them."""
+        """The loss is the formula's without these classes, and no gradient reaches them."""
         batch = masked(example(), name)
         student, teacher = (network.logits for network in batch[:2])
         got = sdd_loss(

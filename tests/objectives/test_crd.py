@@ -226,7 +226,7 @@ class TestMemory:
         return objective_of("crd", **memory).double()
 
     def test_a_bad_image_stays_out(self, memory: dict[str, Any]) -> None:
-        """Also where it comes in the first batch, by which Z is set."""
+        """Also in the first batch, which sets Z."""
         objective = self.made(memory)
         batch = overflowed(0)
         with pytest.warns(UserWarning, match="CRD leaves out images whose embedding is not finite"):

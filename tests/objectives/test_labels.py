@@ -37,7 +37,7 @@ def test_so_it_does_for_single_images(method: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_every_term_is_divided_by_the_batch(reduction: str) -> None:
-    """-100 and a weight of 0 leave the same of cross-entropy, whatever the reduction."""
+    """-100 and a weight of 0 do the same to cross-entropy, for every reduction."""
     batch = example(torch.float32)
     keep = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
     target = torch.where(keep == 0, -100, batch.target)

@@ -67,7 +67,7 @@ class TestTemperature:
 class TestStandardize:
     @pytest.mark.parametrize("method", STANDARDIZED)
     def test_is_the_loss_of_z_scores(self, method: str) -> None:
-        """Mean 0 and standard deviation 1 over the classes, as equation and not as code of the paper has it."""
+        """Mean 0 and standard deviation 1 over the classes, as in the paper's equation and not as in its code."""
         batch = example()
         out = objective_of(method, standardize=True)(*batch[:3], epoch=20)
         scored = []

@@ -113,7 +113,7 @@ def gathered_compiled() -> float:
 
 
 def gathered_value() -> float:
-    """The loss itself, in every process that of the whole batch, image by image."""
+    """Every process has the loss of the whole batch, image by image."""
     teacher, student = made(7, seed=1), made(4, seed=2)
     options: dict[str, Any] = {"gram": "sample", "normalize": "l2", "reduction": "none", "weight": 3.0}
     losses = []
@@ -123,7 +123,7 @@ def gathered_value() -> float:
 
 
 def summed_gradient() -> float:
-    """Not averaged, the gradient of a loss that every process has counts as often as there are processes."""
+    """A loss that every process has counts once for each of them where gradients are summed, not averaged."""
     values = batch()[0]
     rows = own(values, UNEQUAL).clone().requires_grad_()
     gather_batch(rows).pow(3).sum().backward()
@@ -184,7 +184,7 @@ def sharded_logits() -> str:
 
 
 def sharded_head() -> str:
-    """In an objective, a head that FSDP2 holds."""
+    """An objective with a head that FSDP2 holds."""
     sharded = sharded_network(made(4, seed=2))(own(batch()[0]))
     return message(lambda: make_objective("icd-kd", num_classes=CLASSES)(sharded, sharded, own(batch()[1])))
 

@@ -11,7 +11,7 @@ LAYOUTS = ("contiguous", "channels last", "expanded")
 
 
 def largest_error(backend: str, sides: tuple[int, int], layout: str) -> float:
-    """Of a cell's mean, in units of float32's eps times the value of its pixels."""
+    """The largest error of a cell's mean, in units of float32's eps times the value of its pixels."""
     values = torch.randn(2, 70, 1, 1, generator=torch.Generator().manual_seed(0))
     features = values.expand(2, 70, *sides)
     if layout != "expanded":
@@ -24,5 +24,5 @@ def largest_error(backend: str, sides: tuple[int, int], layout: str) -> float:
 
 
 def assert_no_drift(backend: str, sides: tuple[int, int], layout: str, *, allowed: float = 2) -> None:
-    """At most eager's error and `allowed` units more."""
+    """The error is at most eager's and `allowed` units more."""
     assert largest_error(backend, sides, layout) <= largest_error("reference", sides, layout) + allowed

@@ -11,7 +11,7 @@ Output = tuple[Tensor, dict[str, Any]]
 
 
 class Block(nn.Module):
-    """Of resnet32x4 ("downsample") and, with three convolutions, of resnet50 ("shortcut")."""
+    """A block of resnet32x4 ("downsample") and, with three convolutions, of resnet50 ("shortcut")."""
 
     def __init__(self, inputs: int, sizes: list[tuple[int, int, int]], shortcut: str) -> None:
         super().__init__()
@@ -130,4 +130,4 @@ class VGG13(nn.Module):
 
 
 TEACHERS = {"resnet32x4": resnet32x4, "resnet50": resnet50, "wrn-40-2": WideResNet, "vgg13": VGG13}
-"""By the names of --teacher."""
+"""Networks by the names that --teacher takes."""

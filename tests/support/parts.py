@@ -25,7 +25,7 @@ APART = ("test_triton_interpreter.py", "test_ahead_of_time.py", "test_instructio
 
 
 SHARE = "ICD_KERNELS_TEST_SHARE"
-"""Of the environment: "2/5" runs the second of five equal shares of what is collected."""
+"""A variable of the environment: "2/5" runs the second of five equal shares of what is collected."""
 
 
 def order(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,7 +36,7 @@ def order(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _is_side_by_side(config: pytest.Config) -> bool:
-    """Not by the environment, which a test's own processes inherit."""
+    """Whether tests run in several processes. The environment does not tell: a test's own processes inherit it."""
     return hasattr(config, "workerinput")
 
 
@@ -48,7 +48,7 @@ def _rank(item: pytest.Item, thorough_from: int) -> int:
 
 
 def group_of(test: str) -> str:
-    """What a test, by its node id, shares its process with: the tests of its file, or of its parameters in the file."""
+    """The group of a test, by its node id. One process runs a group: a file, or one set of parameters in a file."""
     path, _, rest = test.partition("::")
     name = path.rpartition("/")[2]
     return f"{name} {rest.partition('[')[2]}" if name in APART else name

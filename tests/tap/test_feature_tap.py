@@ -169,7 +169,7 @@ class FunctionalPooledScores(ConvolutionHead):
 
 
 class CalledTwice(Plain):
-    """The classifier has other logits to give as well."""
+    """The classifier is called once more, for other logits."""
 
     def forward(self, images: Tensor) -> Any:
         features = self.features(images)
