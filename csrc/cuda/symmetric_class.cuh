@@ -9,6 +9,7 @@
 namespace icd::cuda {
 
 constexpr int64_t kMostSymmetric = 1024;  // classes, whose columns fit in shared memory
+constexpr float kLog2 = 0.693147181f;
 constexpr int kRun = 32;                  // columns whose terms are added up by themselves: a long sum rounds more
 
 // What rows need of one column, of both networks.
@@ -33,13 +34,14 @@ ICD_DEVICE float exp2_bounded(float x) {
 #endif
 }
 
+// Logits are in units in which an exponent of 2 is the product of two of them, so that E_ij and E_ji are the same to the bit.
 struct SymmetricCell {
   int classes;
-  float temperature;
+  float unit;  // √(log2(e)/τ)
   SymmetricShared& shared;
 
   ICD_DEVICE void load(const float* student, const float* teacher) {
-    for (int k = threadIdx.x; k < classes; k += kThreads) shared.logits[k] = {student[k], teacher[k]};
+    for (int k = threadIdx.x; k < classes; k += kThreads) shared.logits[k] = {student[k] * unit, teacher[k] * unit};
     __syncthreads();
   }
 
@@ -67,15 +69,13 @@ struct SymmetricCell {
     for (int f = 0; f < kSums; ++f) sums[f] = sum_lanes(sums[f] + rest[f], step);
   }
 
-  // Calls visit(row, x, step) in the threads of every row, x = z_row log2(e)/τ, and in those beyond the last.
+  // Calls visit(row, z, step) in the threads of every row, z its logits, and in those beyond the last.
   template <typename Visit>
   ICD_DEVICE void for_each_row(Visit visit) const {
     const int step = lanes_of_row();
-    const float unit = 1.44269504f / temperature;
     for (int first = 0; first < classes; first += kThreads / step) {
       const int row = first + threadIdx.x / step;
-      const SymmetricColumn z = shared.logits[row < classes ? row : 0];
-      visit(row, SymmetricColumn{z.student * unit, z.teacher * unit}, step);
+      visit(row, shared.logits[row < classes ? row : 0], step);
     }
   }
 
@@ -85,12 +85,12 @@ struct SymmetricCell {
   // with shifts: those of z itself would be a row's KL as the difference of two numbers near kMostExponent.
   ICD_DEVICE double rows(const RankOne<float>& student, const RankOne<float>& teacher, float* grad) const {
     double total = 0;
-    for_each_row([&](int row, SymmetricColumn x, int step) {
-      const SymmetricColumn top = {student.top(x.student), teacher.top(x.teacher)};
+    for_each_row([&](int row, SymmetricColumn own, int step) {
+      const SymmetricColumn top = {student.top(own.student) * unit, teacher.top(own.teacher) * unit};
       float sums[5] = {};  // of e and e (s - top) of the student's row; of e, e (s - top) and e (t - top) of the teacher's
       add_columns(step, sums, [&](int k, float (&run)[5]) {
         const SymmetricColumn z = shared.logits[k];
-        const float q = exp2_bounded(x.student * z.student), p = exp2_bounded(x.teacher * z.teacher);
+        const float q = exp2_bounded(own.student * z.student), p = exp2_bounded(own.teacher * z.teacher);
         run[0] += q;
         run[1] += q * (z.student - top.student);
         run[2] += p;
@@ -98,28 +98,27 @@ struct SymmetricCell {
         run[4] += p * (z.teacher - top.teacher);
       });
       if (!writes(row, step)) return;
-      const SymmetricColumn z = shared.logits[row];
       const float q_share = 1 / sums[0], p_share = 1 / sums[2];
-      const float s_sum = sums[0] * exp2_bounded(-x.student * top.student);
-      const float t_sum = sums[2] * exp2_bounded(-x.teacher * top.teacher);
-      const float means = (z.teacher * sums[4] - z.student * sums[3]) * p_share;
-      total += static_cast<double>(std::log(s_sum / t_sum) + means / temperature);
-      shared.weights[row] = {z.student * q_share, z.student * p_share};
+      const float s_sum = sums[0] * exp2_bounded(-own.student * top.student);
+      const float t_sum = sums[2] * exp2_bounded(-own.teacher * top.teacher);
+      const float means = (own.teacher * sums[4] - own.student * sums[3]) * p_share;
+      total += static_cast<double>(std::log(s_sum / t_sum) + means * kLog2);
+      shared.weights[row] = {own.student * q_share, own.student * p_share};
       if (grad != nullptr) grad[row] = sums[1] * q_share - sums[3] * p_share;
     });
     return sum_block(total, shared.parts);
   }
 
-  // grad[j] += Σ_k (q_kj - p_kj) s_k, after `rows`.
+  // Adds to grad[j] Σ_k (q_kj - p_kj) s_k, after `rows`, and takes it out of its units.
   ICD_DEVICE void columns(float* grad) const {
-    for_each_row([&](int row, SymmetricColumn x, int step) {
+    for_each_row([&](int row, SymmetricColumn own, int step) {
       float sums[1] = {};
       add_columns(step, sums, [&](int k, float (&run)[1]) {
         const SymmetricColumn z = shared.logits[k], weight = shared.weights[k];
-        run[0] += exp2_bounded(x.student * z.student) * weight.student;
-        run[0] -= exp2_bounded(x.teacher * z.teacher) * weight.teacher;
+        run[0] += exp2_bounded(own.student * z.student) * weight.student;
+        run[0] -= exp2_bounded(own.teacher * z.teacher) * weight.teacher;
       });
-      if (writes(row, step)) grad[row] += sums[0];
+      if (writes(row, step)) grad[row] = (grad[row] + sums[0]) / unit;
     });
   }
 };
@@ -138,7 +137,7 @@ ICD_DEVICE bool can_be_symmetric(const T* student, const T* teacher, int64_t cla
 ICD_DEVICE bool symmetric_class(
     const float* student, const float* teacher, int64_t classes, float temperature, float* grad, SymmetricShared& shared,
     double& loss) {
-  SymmetricCell cell = {static_cast<int>(classes), temperature, shared};
+  SymmetricCell cell = {static_cast<int>(classes), std::sqrt(1.44269504f / temperature), shared};
   cell.load(student, teacher);
   loss = cell.rows(RankOne<float>(student, classes), RankOne<float>(teacher, classes), grad);
   const bool far = !(loss < kCloseRows * static_cast<double>(classes));
