@@ -171,6 +171,16 @@ class TestSizes:
         assert_no_worse_than_eager(replace(icd_loss_problem(case), inputs=tensors), backend)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [3, 16, 33])
+@pytest.mark.parametrize("points", [3, 4, 5, 8, 9, 17, 63, 64, 65])
+def test_points_that_fill_no_tile(backend: str, dtype: torch.dtype, classes: int, points: int) -> None:
+    """Whole tiles of a Gram matrix, parts of one, and more points than are taken at once; vectors full and not."""
+    logits = (normal(points, classes, 5, seed=seed).to(dtype) for seed in range(2))
+    assert_no_worse_than_eager(of_logits(*logits, gram="sample", scales=(1, 2), reduction="sum"), backend)
+
+
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 @pytest.mark.parametrize("gram", GRAMS)
 @pytest.mark.parametrize("pyramid", PYRAMIDS)

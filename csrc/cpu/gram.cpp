@@ -55,20 +55,13 @@ void class_gram(const Grams<T>& grams) {
   });
 }
 
-// Groups of points whose Gram matrices are compared: entry (g, p) lies at first + g·group_step + p·point_step of the
-// (B, N) rows.
-struct Points {
-  int64_t first, groups, points, group_step, point_step;
-
-  // Points r .. r + count of groups g .. g + group_count, as [groups, count, K].
-  Tensor of(const Tensor& rows, int64_t g, int64_t group_count, int64_t r, int64_t count) const {
-    const int64_t classes = rows.size(2);
-    return view(
-        rows, {group_count, count, classes}, {group_step * classes, point_step * classes, 1},
-        (first + g * group_step + r * point_step) * classes);
-  }
-  int64_t row(int64_t g, int64_t p) const { return first + g * group_step + p * point_step; }
-};
+// Points r .. r + count of groups g .. g + groups, as [groups, count, K].
+Tensor part_of(const Tensor& rows, const Points& points, int64_t g, int64_t groups, int64_t r, int64_t count) {
+  const int64_t classes = rows.size(2);
+  return view(
+      rows, {groups, count, classes}, {points.group_step * classes, points.point_step * classes, 1},
+      points.row(g, r) * classes);
+}
 
 Tensor batched_product(const Tensor& left, const Tensor& right) {
   const Tensor out = empty({left.size(0), left.size(1), right.size(2)}, left.scalar_type(), left);
@@ -88,9 +81,9 @@ void compare_rows(
   const int64_t rows = student_gram.size(1), count = student_gram.size(0) * rows;
   std::vector<T> weights(count), losses(count);
   for (int64_t i = 0; i < count; ++i) weights[i] = grams.row_weights[points.row(g + i / rows, r + i % rows)];
-  in_parallel(count, points.points * 32, [&](int64_t begin, int64_t end) {
+  in_parallel(count, points.count * 32, [&](int64_t begin, int64_t end) {
     logit_kernels_for<T>().gram_rows(
-        written<T>(student_gram), written<T>(teacher_gram), points.points, grams.temperature(), weights.data(),
+        written<T>(student_gram), written<T>(teacher_gram), points.count, grams.temperature(), weights.data(),
         losses.data(), begin, end);
   });
   for (int64_t i = 0; i < count; ++i) grams.losses[points.row(g + i / rows, r + i % rows)] = losses[i];
@@ -99,17 +92,30 @@ void compare_rows(
 // Gram entries held at a time, for each network.
 constexpr int64_t kGramBudget = 1 << 18;
 
-// Whole groups or blocks of rows at a time, so that the Gram matrices are never all stored.
+// Groups of few points, a thread for each.
 template <typename T>
-void points_gram(const Grams<T>& grams, const Points& points) {
-  const int64_t all = points.points;
-  if (points.groups * all == 0) return;
+void few_points_gram(const Grams<T>& grams, const Points& points) {
+  const int64_t classes = grams.student.size(2);
+  const LogitKernels<T>& kernel = logit_kernels_for<T>();
+  in_parallel(points.groups, 2 * points.count * points.count * classes, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> scratch(new T[kernel.points_scratch(points.count, classes)]);
+    kernel.points_gram(
+        data_of<T>(grams.student), data_of<T>(grams.teacher), points, classes, grams.temperature(),
+        grams.row_weights.data(), grams.losses.data(), grams.grad == nullptr ? nullptr : written<T>(*grams.grad),
+        scratch.get(), begin, end);
+  });
+}
+
+// Groups of many: whole groups or blocks of rows at a time, so that the Gram matrices are never all stored.
+template <typename T>
+void many_points_gram(const Grams<T>& grams, const Points& points) {
+  const int64_t all = points.count;
   const int64_t row_step = std::min(all, std::max<int64_t>(1, kGramBudget / all));
   const int64_t group_step = std::min(points.groups, std::max<int64_t>(1, kGramBudget / (row_step * all)));
   for (int64_t g = 0; g < points.groups; g += group_step) {
-    const int64_t group_count = std::min(group_step, points.groups - g);
+    const int64_t groups = std::min(group_step, points.groups - g);
     const auto part = [&](const Tensor& tensor, int64_t r, int64_t rows) {
-      return points.of(tensor, g, group_count, r, rows);
+      return part_of(tensor, points, g, groups, r, rows);
     };
     const Tensor student = part(grams.student, 0, all), teacher = part(grams.teacher, 0, all);
     for (int64_t r = 0; r < all; r += row_step) {
@@ -125,6 +131,13 @@ void points_gram(const Grams<T>& grams, const Points& points) {
   }
 }
 
+template <typename T>
+void points_gram(const Grams<T>& grams, const Points& points) {
+  if (points.groups * points.count == 0) return;
+  if (points.count <= kFewPoints) return few_points_gram(grams, points);
+  many_points_gram(grams, points);
+}
+
 // Each scale's points: its cells within an image (spatial), or the images within a cell (sample).
 template <typename T>
 void scales_gram(const Grams<T>& grams) {
@@ -137,7 +150,7 @@ void scales_gram(const Grams<T>& grams) {
       points_gram(
           grams, {.first = first,
                   .groups = sample ? cells : batch,
-                  .points = sample ? batch : cells,
+                  .count = sample ? batch : cells,
                   .group_step = sample ? 1 : regions,
                   .point_step = sample ? regions : 1});
     }

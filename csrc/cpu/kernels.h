@@ -58,6 +58,16 @@ struct LogitRows {
   int64_t image_stride, class_stride, region_stride;
 };
 
+// Groups of points whose Gram matrices are compared, among the B·N rows of logits.
+struct Points {
+  int64_t first, groups, count, group_step, point_step;
+
+  int64_t row(int64_t group, int64_t point) const { return first + group * group_step + point * point_step; }
+};
+
+// Points of a group up to which `points_gram` takes it: its logits and matrices stay in the second-level cache.
+constexpr int64_t kFewPoints = 64;
+
 template <typename T>
 struct LogitKernels {
   // Items are images. fine: [B, finest², K], logits: [B, N, K]; a coarse cell is the mean of the fine ones it covers.
@@ -79,6 +89,22 @@ struct LogitKernels {
       ClassSum sum,
       const T* student,
       const T* teacher,
+      int64_t classes,
+      T temperature,
+      const T* row_weights,
+      T* losses,
+      T* grads,
+      T* scratch,
+      int64_t begin,
+      int64_t end);
+
+  // Items are groups of at most kFewPoints points. losses: [B·N], the rows' KL. With grads: grads[row] = the gradient by the
+  // student's row of Σ row_weights · losses of its group. scratch: points_scratch(points, K) elements.
+  int64_t (*points_scratch)(int64_t points, int64_t classes);
+  void (*points_gram)(
+      const T* student,
+      const T* teacher,
+      const Points& points,
       int64_t classes,
       T temperature,
       const T* row_weights,

@@ -19,6 +19,7 @@ namespace {
 #include "logit_kernels.h"
 #include "gram_kernels.h"
 #include "symmetric_class.h"
+#include "points_gram.h"
 #include "linear_class.h"
 #include "class_gram.h"
 #include "row_kernels.h"
@@ -28,8 +29,8 @@ constexpr MapKernels<I, T> map_kernels = {map_items<I>, map_scratch<I, T>, pool<
 
 template <typename T>
 constexpr LogitKernels<T> logit_kernels = {
-    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch<T>, class_gram<T>, gram_rows<T>,
-    row_scratch, row_losses<T>};
+    expand<T>, fold<T>, normalize<T>, normalize_backward<T>, class_scratch<T>, class_gram<T>, points_scratch<T>,
+    points_gram<T>, gram_rows<T>, row_scratch, row_losses<T>};
 
 }  // namespace
 }  // namespace icd::cpu::ICD_INSTRUCTION_SET
