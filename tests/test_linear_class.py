@@ -180,7 +180,7 @@ class TestBackends:
         assert max(errors(single, (expected[0], expected[1].view_as(single[1])), 1.0)) < TOLERANCE
 
     def test_the_linear_sum_is_really_taken(self, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-        student, teacher = logits("gaussian", 400)
+        student, teacher = logits("gaussian", 700)
         results = {}
         for form in ("exact", "linear", "automatic"):
             monkeypatch.setenv(SWITCH, form)

@@ -88,6 +88,22 @@ def test_close_rows_keep_their_digits(exponent: float, apart: float, backend: st
     assert abs(float(got / true) - 1) < 0.01
 
 
+@pytest.mark.parametrize("classes", [17, 100, 200])
+@pytest.mark.parametrize(("size", "apart"), [(0.3, 1.0), (0.5, 1.0), (0.7, 1.0), (1.0, 1.0), (2.0, 0.3), (3.0, 0.1)])
+def test_small_divergences_on_both_sides_of_close(size: float, apart: float, classes: int, backend: str) -> None:
+    """Mean row KLs from 5e-4 to 0.1: some are summed as they are, some once more as close rows."""
+    generator = torch.Generator().manual_seed(classes)
+    teacher, noise = (torch.randn(2, classes, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    student = ((1 - apart**2) ** 0.5 * teacher + apart * noise) * size
+    losses = [
+        outcome(student.to(dtype), (size * teacher).to(dtype), name)[0].double()
+        for dtype, name in ((torch.float32, backend), (torch.float32, "reference"))
+    ]
+    true = outcome(student.float().double(), (size * teacher).float().double(), "reference")[0]
+    got, eager = (float((loss / true - 1).abs()) for loss in losses)
+    assert got <= max(eager, 2e-6)
+
+
 @pytest.mark.parametrize("exponent", [59.0, 61.0])
 def test_one_class_above_all(exponent: float, backend: str) -> None:
     """One-hot logits: shares below the smallest number, next to exponents of e^60."""

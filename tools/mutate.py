@@ -89,8 +89,8 @@ SHARES = {"core": 22, "distributed": 3, "objectives": 20, "tap": 10, "state": 20
 
 EQUIVALENT = {
     "icd_kernels/geometry.py: if side % scale == 0:": "tiling windows: a view, not loops; the same",
-    "csrc/cpu/linear_class.h: st += student[k] * teacher[k];": "a guess for speed: float64 sums are right either way",
-    "csrc/cpu/symmetric_class.h: return total - total == T(0) ? most : total;": "rows are shifted too early: slower",
+    "csrc/cpu/cell_size.h: st += x * y;": "a guess for speed: float64 sums are right either way",
+    "csrc/cpu/cell_size.h: .exponent = total - total == 0 ? most * most / tau : total,": "shifts too early: slower",
     "icd_kernels/backends/linear_reference.py: for side in (x >= 0, x < 0):": "a row of 0 has the same sums on both",
 }
 """Survivors that change nothing a caller can see: "file: line, stripped" and the reason."""

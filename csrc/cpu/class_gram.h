@@ -20,18 +20,20 @@ inline T* align(T* pointer) {
 template <bool kGradient, typename T>
 inline T class_loss(
     ClassSum sum, const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad, T* scratch) {
+  const CellSize size = size_of(student, teacher, classes, temperature);
   T loss;
   // Of few classes the exact sum is faster than the plan of another.
-  if (sum == ClassSum::automatic && classes <= kFewClasses &&
-      try_symmetric<kGradient>(student, teacher, classes, temperature, weight, grad, scratch, loss)) {
+  const int64_t few = size.divergence < size.close_rows() ? kFewClasses : 2 * kFewClasses;
+  if (sum == ClassSum::automatic && classes <= few &&
+      try_symmetric<kGradient>(size, student, teacher, classes, temperature, weight, grad, scratch, loss)) {
     return loss;
   }
   if (sum != ClassSum::exact &&
       try_linear<kGradient, T>(
-          student, teacher, classes, temperature, weight, grad, scratch, loss, sum == ClassSum::linear)) {
+          size, student, teacher, classes, temperature, weight, grad, scratch, loss, sum == ClassSum::linear)) {
     return loss;
   }
-  if (try_symmetric<kGradient>(student, teacher, classes, temperature, weight, grad, scratch, loss)) return loss;
+  if (try_symmetric<kGradient>(size, student, teacher, classes, temperature, weight, grad, scratch, loss)) return loss;
   return class_cell<kGradient>(student, teacher, classes, temperature, weight, grad, scratch);
 }
 

@@ -18,6 +18,7 @@ namespace {
 #include "unpool_kernels.h"
 #include "logit_kernels.h"
 #include "gram_kernels.h"
+#include "cell_size.h"
 #include "symmetric_class.h"
 #include "points_gram.h"
 #include "linear_class.h"

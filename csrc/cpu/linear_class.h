@@ -355,76 +355,43 @@ double linear_cell(LinearCell<A>& cell, Arena arena, int64_t classes, T temperat
 }
 
 // What one pass of the plan costs, in rows of the exact sum, both over K points (measured): of the sum with shifted rows; of
-// the one that takes every exponential once; and of that one where it also takes the small terms of close rows one by one,
-// which in float64 the plan need not.
-constexpr double kPassCost = 0.75, kPassCostSymmetric = 1.7, kPassCostClose = 1.5;
+// the one without shifts, by passes in float32 and in float64; and by those in float64 of that sum where it also takes the
+// small terms of close rows one by one.
+constexpr double kPassCost = 0.75, kPassCostSymmetric = 1.7, kDoublePassCostSymmetric = 2.9, kDoublePassCostClose = 1.5;
 
 // Loads and plans a cell; false where the exact sum is the better or the only way.
 template <typename A, typename T>
 inline bool plan_linear(
-    LinearCell<A>& cell, const T* student, const T* teacher, int64_t classes, T temperature, bool whatever_it_costs) {
+    LinearCell<A>& cell, const CellSize& size, const T* student, const T* teacher, int64_t classes, T temperature,
+    bool whatever_it_costs) {
   cell.student.load(student, classes, temperature);
   cell.teacher.load(teacher, classes, temperature);
   const double error = exponential_error<A>(classes);
   if (!cell.student.plan(classes, error) || !cell.teacher.plan(classes, error)) return false;
   const double passes = static_cast<double>(cell.student.passes() + cell.teacher.passes());
-  const double cost = !can_be_symmetric(student, teacher, classes, temperature) ? kPassCost
-      : sizeof(A) == sizeof(T)                                                  ? kPassCostSymmetric
-                                                                                : kPassCostClose;
+  const double cost = !size.is_symmetric(classes)    ? kPassCost
+      : sizeof(A) == sizeof(T)                       ? kPassCostSymmetric
+      : size.divergence < size.close_rows()          ? kDoublePassCostClose
+                                                     : kDoublePassCostSymmetric;
   return whatever_it_costs || passes * cost < static_cast<double>(classes);
-}
-
-// Whether every row's KL is surely below kCloseRows.
-template <typename T>
-inline bool surely_close(const T* student, const T* teacher, int64_t classes, T temperature) {
-  T difference = 0, s_size = 0, t_size = 0;
-#pragma omp simd reduction(max : difference, s_size, t_size)
-  for (int64_t k = 0; k < classes; ++k) {
-    const T d = std::abs(student[k] - teacher[k]), s = std::abs(student[k]), t = std::abs(teacher[k]);
-    difference = d > difference ? d : difference;
-    s_size = s > s_size ? s : s_size;
-    t_size = t > t_size ? t : t_size;
-  }
-  return are_close(
-      static_cast<double>(difference), static_cast<double>(s_size + t_size), static_cast<double>(temperature));
-}
-
-// Whether the mean row's KL may be below kCloseRows: half the variance of a row's difference (s_k s_j - t_k t_j) / temperature
-// over j, which the KL of nearly even rows comes to, in the mean over k. For speed alone: sums in float64 are right either way.
-template <typename T>
-inline bool may_be_close(const T* student, const T* teacher, int64_t classes, T temperature) {
-  T s = 0, t = 0, ss = 0, st = 0, tt = 0;
-#pragma omp simd reduction(+ : s, t, ss, st, tt)
-  for (int64_t k = 0; k < classes; ++k) {
-    s += student[k];
-    t += teacher[k];
-    ss += student[k] * student[k];
-    st += student[k] * teacher[k];
-    tt += teacher[k] * teacher[k];
-  }
-  const T share = T(1) / static_cast<T>(classes);
-  const T of_student = ss * (ss - s * s * share), of_both = st * (st - s * t * share), of_teacher = tt * (tt - t * t * share);
-  const T variance = (of_student - 2 * of_both + of_teacher) * share * share / (temperature * temperature);
-  return variance / 2 < static_cast<T>(kCloseRows);
 }
 
 // Tries the linear sums for one cell; false where it is left to the exact sum.
 template <bool kGradient, typename A, typename T>
 bool try_linear(
-    const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad, void* scratch, T& loss,
-    bool whatever_it_costs) {
-  if (sizeof(A) == 4 &&
-      (may_be_close(student, teacher, classes, temperature) || surely_close(student, teacher, classes, temperature))) {
+    const CellSize& size, const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad,
+    void* scratch, T& loss, bool whatever_it_costs) {
+  if (sizeof(A) == 4 && (size.divergence < kCloseRows || size.surely_close)) {
     return try_linear<kGradient, double>(
-        student, teacher, classes, temperature, weight, grad, scratch, loss, whatever_it_costs);
+        size, student, teacher, classes, temperature, weight, grad, scratch, loss, whatever_it_costs);
   }
   Arena arena = {static_cast<char*>(scratch)};
   LinearCell<A> cell(arena, classes);
-  if (!plan_linear(cell, student, teacher, classes, temperature, whatever_it_costs)) return false;
+  if (!plan_linear(cell, size, student, teacher, classes, temperature, whatever_it_costs)) return false;
   const double total = linear_cell<kGradient>(cell, arena, classes, temperature, weight, grad);
   if (sizeof(A) == 4 && total < kCloseRows * static_cast<double>(classes)) {
     return try_linear<kGradient, double>(
-        student, teacher, classes, temperature, weight, grad, scratch, loss, whatever_it_costs);
+        size, student, teacher, classes, temperature, weight, grad, scratch, loss, whatever_it_costs);
   }
   loss = static_cast<T>(total);
   return true;

@@ -6,9 +6,8 @@
 // kStrip rows, so that the sums that need a row's normaliser read it instead of taking exponentials again.
 
 constexpr int64_t kStrip = 4;
-constexpr int64_t kLeastSymmetric = 16, kMostSymmetric = 1024;  // classes: below it is slower, above it leaves the cache
 constexpr bool kFewRegisters = ICD_VECTOR_BYTES < 64;  // 16 of them; AVX-512 has 32
-constexpr int64_t kFewClasses = 128;  // up to which it is the fastest sum of all (measured)
+constexpr int64_t kFewClasses = 128;  // up to which it is the fastest sum of all, and twice that of rows that are not close
 
 // Columns of a strip that begins with row `first`, in whole vectors; what lies beyond the last class is multiplied by 0.
 inline int64_t strip_width(int64_t first, int64_t count) { return pad(count - first); }
@@ -238,37 +237,17 @@ struct SymmetricCell {
   }
 };
 
-// The largest square of a row; NaN where there is one.
-template <typename T>
-inline T largest_square(const T* row, int64_t count) {
-  T most = 0, total = 0;
-#pragma omp simd reduction(max : most) reduction(+ : total)
-  for (int64_t k = 0; k < count; ++k) {
-    const T square = row[k] * row[k];
-    most = square > most ? square : most;
-    total += square;
-  }
-  return total - total == T(0) ? most : total;
-}
-
-// Whether no exponent of a cell is too large, and there are numbers alone.
-template <typename T>
-inline bool can_be_symmetric(const T* student, const T* teacher, int64_t classes, T temperature) {
-  if (classes < kLeastSymmetric || classes > kMostSymmetric) return false;
-  const T most = static_cast<T>(kMostExponent) * temperature;
-  return largest_square(student, classes) <= most && largest_square(teacher, classes) <= most;
-}
-
 // Tries the sum without shifts for one cell; false where that cannot be.
 template <bool kGradient, typename T>
 bool try_symmetric(
-    const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad, void* scratch, T& loss) {
-  if (!can_be_symmetric(student, teacher, classes, temperature)) return false;
+    const CellSize& size, const T* student, const T* teacher, int64_t classes, T temperature, T weight, T* grad,
+    void* scratch, T& loss) {
+  if (!size.is_symmetric(classes)) return false;
   const NoDenormals none;
   SymmetricCell<T> cell(student, teacher, classes, T(1) / temperature, scratch);
   cell.sum();
   double total = cell.divergence();
-  if (total < kCloseRows * static_cast<double>(classes)) total = cell.close_divergence();
+  if (total < size.close_rows() * static_cast<double>(classes)) total = cell.close_divergence();
   loss = static_cast<T>(total);
   if (kGradient) cell.gradient(weight, grad);
   return true;
