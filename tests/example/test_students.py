@@ -135,6 +135,17 @@ class TestGivenTeacher:
         given_teacher.load_weights(other, given_teacher.read_weights(file), "")
         assert all(torch.equal(own, other.state_dict()[name]) for name, own in weights.items())
 
+    def test_nothing_of_it_is_trained(self, tmp_path: Path) -> None:
+        file = tmp_path / "teacher.pt"
+        torch.save(self.network().state_dict(), file)
+        device = torch.device("cpu")
+        chosen = {"teacher": "narrow", "teacher_seed": 0, "teacher_mean": (0.5,), "teacher_std": (0.25,)}
+        chosen |= {"data": "digits", "teacher_checkpoint": file.name, "methods": ["kd"]}
+        teacher = given_teacher.GivenTeacher(data.load("digits", device), chosen, file, tmp_path, device)
+        network = teacher.finish(lambda epoch: None)
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
     def test_a_run_takes_it_and_trains_no_teacher(
         self, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path
     ) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from icd_kernels import FeatureTap, ICDLoss, NetworkOutput, make_objective
 from icd_kernels.heads import head_parameters, is_linear
 from icd_kernels.tap import TapError
+from icd_kernels.tap.compiled import is_compiled
+from icd_kernels.tap.views import candidates
 
 CHANNELS, CLASSES = 6, 5
 
@@ -324,6 +326,11 @@ class TestTheProbeLeavesNoTrace:
         assert not any(module._forward_hooks for module in refused.modules())
 
 
+def test_every_view_of_tokens_leaves_one() -> None:
+    views = candidates(torch.zeros(1, 3, 5), (8, 8), lambda count: None)
+    assert {view.prefix for view in views} == {0, 1, 2}
+
+
 class TestWrapped:
     def test_data_parallel_is_looked_into(self) -> None:
         model = Plain().eval()
@@ -346,6 +353,13 @@ class TestWrapped:
             out = tap(images_of())
             torch.testing.assert_close(out.features, expected.features)
             torch.testing.assert_close(out.logits, expected.logits)
+
+    def test_either_way_of_compiling_is_seen(self) -> None:
+        in_place = Plain()
+        assert not is_compiled(nn.Sequential(in_place))
+        assert is_compiled(compiled(Plain(), "eager"))
+        in_place.compile(backend="eager")
+        assert is_compiled(nn.Sequential(in_place))
 
     def test_a_module_used_twice_is_no_map_before_its_last_call(self) -> None:
         class Shared(Functional):
