@@ -102,6 +102,12 @@ def source_of(recorded: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str,
     return ASTSource(kernel, signature, constants, attributes), packed.__dict__
 
 
+def identity_of(recorded: Launch, target: GPUTarget) -> tuple[str, str]:
+    """Equal for launches that share a compiled kernel."""
+    source, options = source_of(recorded, target)
+    return source.hash(), str(sorted(options.items(), key=str))
+
+
 def amd_spills(kernel: Any) -> int:
     """Registers that a kernel for an AMD GPU spills, by its assembly's own notes."""
     return sum(int(count) for count in re.findall(r"[vs]gpr_spill_count:\s*(\d+)", kernel.asm["amdgcn"]))

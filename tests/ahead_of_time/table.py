@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from binary import Binary, read
-from compiling import TARGETS, Launch, amd_spills, launches_of, timed
+from compiling import TARGETS, Launch, amd_spills, identity_of, launches_of, timed
 
 from icd_kernels.backends.triton import backward, gram_kl, icd_loss, region_features, region_logits
 from icd_kernels.options import Options
@@ -183,10 +183,11 @@ def table(chosen: list[Configuration], targets: list[str], show: Callable[[str],
     for configuration in chosen:
         for target in targets:
             for launch in configuration.launches(target):
-                kernel, seconds = timed(launch, TARGETS[target])
-                if (kernel.hash, target) in seen:
+                identity = target, *identity_of(launch, TARGETS[target])
+                if identity in seen:
                     continue
-                seen.add((kernel.hash, target))
+                seen.add(identity)
+                kernel, seconds = timed(launch, TARGETS[target])
                 binary = read(kernel) if "cubin" in kernel.asm else None
                 spills = amd_spills(kernel) if binary is None else binary.spills
                 rows.append(Row(configuration, launch.name, target, binary, spills, kernel.metadata.shared, seconds))

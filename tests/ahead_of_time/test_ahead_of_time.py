@@ -19,7 +19,7 @@ if interprets():
 
 import table as documented
 from binary import Instruction, _polls
-from compiling import SHARED_LIMITS, TARGETS, launches_of, source_of
+from compiling import SHARED_LIMITS, TARGETS, identity_of, launches_of
 from table import CUB, Configuration, Row, quick_configurations, table
 
 MOST_INSTRUCTIONS_PER_PAIR = 30
@@ -96,13 +96,11 @@ def test_a_pair_of_the_class_gram_takes_few_instructions(rows: list[Row]) -> Non
 @pytest.mark.parametrize("form", ["paper class", "released spatial", "sample l2"])
 def test_the_batch_compiles_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full batch, an epoch's last one, one image, and a validation batch without a gradient share one kernel."""
-    sources: dict[str, set[str]] = {}
+    sources: dict[str, set[tuple[str, str]]] = {}
     for batch in (64, 50, 37, 1):
         monkeypatch.setitem(documented.WORKLOADS, "CUB-200", replace(CUB, batch=batch))
         for launch in Configuration("CUB-200", form, "float32").launches("sm_90"):
-            source, options = source_of(launch, TARGETS["sm_90"])
-            identity = f"{source.hash()} {sorted(options.items(), key=str)}"
-            sources.setdefault(launch.name, set()).add(identity)
+            sources.setdefault(launch.name, set()).add(identity_of(launch, TARGETS["sm_90"]))
     assert len(sources["icd_loss_kernel"]) == 1
     backward = {"fused backward", "backward of region_logits"}
     assert len(sources["backward_kernel"]) <= len(backward)
