@@ -176,48 +176,89 @@ struct SymmetricCell {
     return total;
   }
 
-  // The same as a sum of small terms (row_math.h), for rows that nearly agree.
+  // The same as a sum of small terms (row_math.h), for rows that nearly agree. With kGradient q_student becomes D s + D^T s and
+  // q_sum the row sums of D, where D = q - p = p (log q - log p) + the term: a difference of two shares has lost its digits.
+  template <bool kGradient>
   double close_divergence() {
     for (int64_t i = 0; i < count; ++i) {
       q_share[i] = static_cast<T>(1 / q_sum[i]);
       p_share[i] = static_cast<T>(1 / p_sum[i]);
       log_ratio[i] = static_cast<T>(std::log(q_sum[i] / p_sum[i]));
       difference[i] = student[i] - teacher[i];
+      q_student[i] = q_sum[i] = 0;
     }
-    T* mirrored = columns[0];  // 1 for the columns whose own rows' entries a strip speaks of too
-    for (int64_t j = 0; j < strip_array(count); ++j) mirrored[j] = ones[j];
+    T *mirrored = columns[0], *behind = columns[1], *behind_sum = columns[2];
+    for (int64_t j = 0; j < strip_array(count); ++j) mirrored[j] = ones[j];  // columns whose rows a strip speaks of too
+    clear(behind, strip_array(count));
+    clear(behind_sum, strip_array(count));
     double total = 0;
     const T *q = student_kept, *p = teacher_kept;
     for (int64_t first = 0; first < count; first += kStrip) {
       const int64_t width = strip_width(first, count), stop = first + kStrip < count ? first + kStrip : count;
       clear(mirrored + first, kStrip);
       for (int64_t i = first; i < stop; ++i) {
-        total += close_row(i, first, width, q + (i - first) * width, p + (i - first) * width, mirrored);
+        total += close_row<kGradient>(i, first, width, q + (i - first) * width, p + (i - first) * width);
+      }
+      if (kGradient && (first + kStrip) % kFlush == 0) {
+        flush_columns(q_student, behind, first, count);
+        flush_columns(q_sum, behind_sum, first, count);
       }
       q += kStrip * width;
       p += kStrip * width;
     }
+    if (kGradient) {
+      flush_columns(q_student, behind, 0, count);
+      flush_columns(q_sum, behind_sum, 0, count);
+    }
     return total;
   }
 
-  // Row i from column `first` on, and row j's entry of column i where `mirror` is 1.
-  double close_row(int64_t i, int64_t first, int64_t width, const T* q, const T* p, const T* mirrored) const {
-    const T s = student[i] * inverse_temperature, d_i = difference[i] * inverse_temperature;
+  // Row i from column `first` on, and row j's entry of column i where it is mirrored.
+  template <bool kGradient>
+  double close_row(int64_t i, int64_t first, int64_t width, const T* q, const T* p) {
+    const T s = student[i] * inverse_temperature, d_i = difference[i] * inverse_temperature, own_s = student[i];
     const T q_i = q_share[i], p_i = p_share[i], ratio = log_ratio[i];
-    const T *apart = difference + first, *t = teacher + first, *q_shares = q_share + first;
-    const T *p_shares = p_share + first, *ratios = log_ratio + first, *own = ones + first, *mirror = mirrored + first;
-    T kl[kLanes] = {};
+    const T *apart = difference + first, *z_s = student + first, *z_t = teacher + first, *q_shares = q_share + first;
+    const T *p_shares = p_share + first, *ratios = log_ratio + first, *own = ones + first, *mirror = columns[0] + first;
+    T *behind = columns[1] + first, *behind_sum = columns[2] + first;
+    T kl[kLanes] = {}, gradient[kLanes] = {}, sum[kLanes] = {};
     for (int64_t j = 0; j < width; j += kLanes) {
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
-        const T exponents = s * apart[j + l] + d_i * t[j + l];  // (s_i s_j - t_i t_j) / temperature
-        const T p_ij = p[j + l], q_ij = q[j + l];
-        const T in_row = kl_term(p_ij * p_i, q_ij * q_i, exponents - ratio);
-        const T in_column = kl_term(p_ij * p_shares[j + l], q_ij * q_shares[j + l], exponents - ratios[j + l]);
+        const T exponents = s * apart[j + l] + d_i * z_t[j + l];  // (s_i s_j - t_i t_j) / temperature
+        const T in_row_p = p[j + l] * p_i, in_row_d = exponents - ratio;
+        const T in_column_p = p[j + l] * p_shares[j + l], in_column_d = exponents - ratios[j + l];
+        const T in_row = kl_term(in_row_p, q[j + l] * q_i, in_row_d);
+        const T in_column = kl_term(in_column_p, q[j + l] * q_shares[j + l], in_column_d);
         kl[l] += in_row * own[j + l] + in_column * mirror[j + l];
+        if (kGradient) {
+          const T row = in_row_p * in_row_d + in_row, column = in_column_p * in_column_d + in_column;
+          gradient[l] += (row + column) * z_s[j + l];
+          sum[l] += row * own[j + l];
+          behind[j + l] += (row + column) * own_s * mirror[j + l];
+          behind_sum[j + l] += column * mirror[j + l];
+        }
       }
     }
+    if (kGradient) {
+      q_student[i] += sum_of(gradient, kLanes);
+      q_sum[i] += sum_of(sum, kLanes);
+    }
     return sum_of(kl, kLanes);
+  }
+
+  // weight · (D s + D^T s) / temperature after close_divergence. A row of D sums to 0; what it sums to here is the rounding of
+  // log q - log p, the same for the whole row, and p times that is taken off the row.
+  void close_gradient(T weight, T* grad) {
+    T* rounding = q_share;
+    for (int64_t i = 0; i < count; ++i) {
+      rounding[i] = static_cast<T>(q_sum[i] * static_cast<double>(student[i]) / p_sum[i]);
+      q_student[i] -= q_sum[i] * p_student[i] / p_sum[i];
+    }
+    const T* const functions[] = {rounding};
+    symmetric_products<false, 1>(teacher, inverse_temperature, count, functions, &p_teacher, columns, teacher_kept);
+    const double scale = static_cast<double>(weight) * static_cast<double>(inverse_temperature);
+    for (int64_t i = 0; i < count; ++i) grad[i] = static_cast<T>((q_student[i] - p_teacher[i]) * scale);
   }
 
   // weight · (D s + D^T s) / temperature, D = q - p. Overwrites the sums.
@@ -247,8 +288,10 @@ bool try_symmetric(
   SymmetricCell<T> cell(student, teacher, classes, T(1) / temperature, scratch);
   cell.sum();
   double total = cell.divergence();
-  if (total < size.close_rows() * static_cast<double>(classes)) total = cell.close_divergence();
+  const bool close = total < size.close_rows() * static_cast<double>(classes);
+  if (close) total = cell.template close_divergence<kGradient>();
   loss = static_cast<T>(total);
-  if (kGradient) cell.gradient(weight, grad);
+  if (kGradient && close) cell.close_gradient(weight, grad);
+  if (kGradient && !close) cell.gradient(weight, grad);
   return true;
 }
