@@ -142,6 +142,7 @@ class TestGivenTeacher:
         chosen = {"teacher": "narrow", "teacher_seed": 0, "teacher_mean": (0.5,), "teacher_std": (0.25,)}
         chosen |= {"data": "digits", "teacher_checkpoint": file.name, "methods": ["kd"]}
         teacher = given_teacher.GivenTeacher(data.load("digits", device), chosen, file, tmp_path, device)
+        assert teacher.epochs == teacher.epochs_done == 0
         network = teacher.finish(lambda epoch: None)
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
