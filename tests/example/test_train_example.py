@@ -299,6 +299,7 @@ def test_epoch_holds_every_image_once_moved_by_at_most_max_shift() -> None:
     shifts = torch.stack((places // 9 - 4, places % 9 - 4))
     assert shifts.min() == -2
     assert shifts.max() == 2
+    assert (shifts[0] != shifts[1]).any()  # down and to the right by numbers of their own
     _, other, _ = next(iter(data.epoch_batches(images, labels, 8, max_shift=2, seed=0, epoch=1)))
     assert not torch.equal(other, found[:8])
 
