@@ -58,7 +58,7 @@ struct Operators {
     const Regions regions(scales, 0);
     const Layout layout = {.size = size, .stride = stride, .dtype = dtype, .bias_dtype = dtype};
     check_cells(grad, layout, regions.cells());
-    Call call(grad);
+    const Call call(grad);
     return dispatch_math(math_dtype({&grad}), [&](auto t) {
       return Stages::template unpool<decltype(t)>(call, torch::stable::contiguous(grad), layout, regions);
     });
@@ -90,7 +90,7 @@ struct Operators {
     check_layout(layout);
     check_wanted(wanted);
     check_devices({&grad_logits, &pooled, &weight});
-    Call call(grad_logits);
+    const Call call(grad_logits);
     const Regions regions(scales, finest);
     return dispatch_math(math_dtype({&grad_logits}), [&](auto t) {
       using T = decltype(t);

@@ -92,7 +92,7 @@ void compare_rows(
 // Gram entries held at a time, for each network.
 constexpr int64_t kGramBudget = 1 << 18;
 
-// Groups of few points, a thread for each.
+// Groups of few points, which are divided among threads.
 template <typename T>
 void few_points_gram(const Grams<T>& grams, const Points& points) {
   const int64_t classes = grams.student.size(2);

@@ -10,7 +10,7 @@ namespace icd::cuda {
 
 constexpr int64_t kMostSymmetric = 1024;  // classes, whose columns fit in shared memory
 constexpr float kLog2 = 0.693147181f;
-constexpr int kRun = 32;                  // columns whose terms are added up by themselves: a long sum rounds more
+constexpr int kRun = 32;  // columns whose terms are added up by themselves: a long sum rounds more
 
 // What rows need of one column, of both networks.
 struct alignas(8) SymmetricColumn {
