@@ -34,7 +34,9 @@ if tuple(int(part) for part in setuptools.__version__.split(".")[:3] if part.isd
 from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402 - older ones have none
 
 ROOT = Path(__file__).resolve().parent
-CPP_SOURCES = ["csrc/schemas.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))]
+CPP_SOURCES = sorted(
+    str(path.relative_to(ROOT)) for folder in (".", "cpu", "triton") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+)
 CUDA_SOURCES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").iterdir() if path.suffix in (".cpp", ".cu")
 )

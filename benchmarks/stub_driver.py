@@ -5,6 +5,7 @@ CPU tensors stand in for the GPU's. What the kernels would write stays as the al
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,21 +15,28 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from icd_kernels.backends.triton import LIBRARY, TRITON
+from icd_kernels.backends.triton import LIBRARY, TRITON, native
 from icd_kernels.backends.triton.operators import implement
 from icd_kernels.options import Options
 
 Launched = Callable[[Any, tuple[Any, ...]], None]
 
 
-def install(launched: Launched = lambda compiled, args: None, *, capability: int = 90) -> None:
-    """For the rest of this process; `launched` is called with the source of every launched kernel and its arguments.
+def install(launched: Launched | None = None, *, capability: int = 90) -> None:
+    """For the rest of this process; `launched` is called with the source of every launched kernel and its arguments,
+    for which Triton launches every kernel. Without it the compiled extension does, where it is there.
 
     `capability`: of the NVIDIA GPU that is compiled for; 90 is an H100's.
     """
-    driver.set_active(_Driver(launched, capability))
+    driver.set_active(_Driver(launched or (lambda source, args: None), capability))
+    native.driver_entry = (lambda: None) if launched else _nothing
     assert LIBRARY is not None, TRITON.missing
     implement(LIBRARY, "CPU")
+
+
+def _nothing() -> int | None:
+    """The address of a function that answers 0 and does nothing, whatever it is given."""
+    return ctypes.cast(ctypes.CDLL("libm.so.6").feclearexcept, ctypes.c_void_p).value
 
 
 def loss(tensors: Sequence[Tensor], options: Options) -> Tensor:
@@ -63,7 +71,7 @@ _BEFORE_ARGUMENTS = 9
 
 class _Utilities:
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        return object(), object(), 0, 0, 1024
+        return object(), 1, 0, 0, 1024
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 232448, "warpSize": 32, "max_num_regs": 65536, "multiprocessor_count": 132}

@@ -1,7 +1,5 @@
-// The extension's operators: their schemas, and the module Python imports to load them.
+// The extension's operators: their schemas.
 // icd_kernels/operators.py says what they compute, what their numbers mean and which tensors pass to backward.
-#include <Python.h>
-
 #include "common/tensor.h"
 
 #define ICD_GRAM \
@@ -35,10 +33,4 @@ STABLE_TORCH_LIBRARY(icd_kernels, library) {
       " float complementary_weight, bool save_gradient) -> (Tensor losses, Tensor saved)");
   // Which of the compiled instruction sets the CPU kernels take here.
   library.def("cpu_instruction_set() -> str");
-}
-
-// Loading the library registers the operators; the module itself is empty.
-PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
 }

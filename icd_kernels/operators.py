@@ -67,9 +67,10 @@ def register_row_fakes(namespace: str) -> None:
 def register_fakes(namespace: str, pitch: int = 1) -> None:
     """Registers the fake kernels of `namespace`, whose operators follow :data:`SCHEMAS`.
 
-    `pitch`: rows of `saved` of `icd_loss` are rounded up to multiples of this.
+    `pitch`: rows of dl/dz that are saved start at multiples of this.
     """
-    for name, fake in {**_FAKES, "icd_loss": partial(_fake_icd_loss, pitch)}.items():
+    pitched = {"icd_loss": partial(_fake_icd_loss, pitch), "gram_kl": partial(_fake_gram_kl, pitch)}
+    for name, fake in {**_FAKES, **pitched}.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)  # type: ignore[arg-type]
 
 
@@ -121,18 +122,24 @@ def _fake_region_logits_backward(
     )
 
 
-def _fake_gram_kl(student_logits: Tensor, teacher_logits: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+def _fake_gram_kl(pitch: int, student_logits: Tensor, teacher_logits: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     options, save_gradient = GramOptions(*numbers[:-1]), numbers[-1]
     dtype = compute_dtype(student_logits, teacher_logits)
     batch, classes, cells = student_logits.shape
     loss = student_logits.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
-    both = (2,) if options.keeps_logits else ()
-    saved = student_logits.new_empty((*both, batch, cells, classes) if save_gradient else (0,), dtype=dtype)
-    return loss, saved
+    if not save_gradient:
+        return loss, loss.new_empty(0)
+    if options.keeps_logits:
+        return loss, loss.new_empty((2, batch, cells, classes))
+    return loss, loss.new_empty((batch, cells, _pitched(pitch, classes)))[..., :classes]
 
 
 def _fake_gram_kl_backward(grad_loss: Tensor, saved: Tensor, dtype: torch.dtype, *numbers: Any) -> Tensor:
     return saved.new_empty(saved.shape[-3:], dtype=dtype).transpose(1, 2)
+
+
+def _pitched(pitch: int, classes: int) -> int:
+    return -(-classes // pitch) * pitch
 
 
 def _fake_row_losses(
@@ -161,7 +168,7 @@ def _fake_icd_loss(pitch: int, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]
         saved_shape: tuple[int, ...] = (2, batch, cell_count(options.scales), classes)
     else:
         cells = cell_count(base_scales(options.scales, student_finest))
-        saved_shape = (batch, cells, -(-classes // pitch) * pitch)
+        saved_shape = (batch, cells, _pitched(pitch, classes))
     saved = features.new_empty(saved_shape if save_gradient else (0,), dtype=dtype)
     return loss, saved, _fake_pooled(features, options.scales, student_finest, save_pooled, dtype)
 
@@ -186,7 +193,6 @@ _FAKES = {
     "region_features_backward": _fake_region_features_backward,
     "region_logits": _fake_region_logits,
     "region_logits_backward": _fake_region_logits_backward,
-    "gram_kl": _fake_gram_kl,
     "gram_kl_backward": _fake_gram_kl_backward,
     "icd_loss_backward": _fake_icd_loss_backward,
 }

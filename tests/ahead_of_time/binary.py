@@ -73,7 +73,8 @@ class Binary:
 
         A pair has two exponentials. The other loops do the columns that are left.
         """
-        unrolled = [loop for loop in self.loops if loop.source == "exact_class" and loop.exponentials >= 32]
+        sources = ("exact_class", "exponential")
+        unrolled = [loop for loop in self.loops if loop.source in sources and loop.exponentials >= 32]
         return {f"loop {n}": loop.instructions / (loop.exponentials / 2) for n, loop in enumerate(unrolled, 1)}
 
 

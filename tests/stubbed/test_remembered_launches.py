@@ -103,7 +103,8 @@ def test_another_size_has_a_launch_of_its_own() -> None:
     scaled(tensor(3, 5, 7), tensor())
     scaled(tensor(3, 5, 7), tensor(3))
     numbers = [tuple(value for value in args if isinstance(value, int) and value < 2**20) for _, args in LAUNCHES]
-    assert [found[:2] for found in numbers] == [(0, 35), (0, 80), (0, 35), (1, 35)]
+    strides_and_shape = [(35, 7, 1, 0, 5, 7), (80, 16, 1, 0, 5, 16), (35, 7, 1, 0, 5, 7), (35, 7, 1, 1, 5, 7)]
+    assert [found[:6] for found in numbers] == strides_and_shape
 
 
 def test_another_dtype_has_a_kernel_of_its_own() -> None:

@@ -32,8 +32,7 @@ def icd_loss_backward(
     batch, base = size[0], base_scales(options.scales, finest)
     upstream: Tensor | None = grad_loss
     if options.keeps_logits and batch > 0:
-        classes = weight.shape[0]
-        gradient = saved.new_empty((batch, cell_count(base), pitch_of(classes) if finest else classes))
+        gradient = saved.new_empty((batch, cell_count(base), pitch_of(weight.shape[0])))
         backward_of_rows(grad_loss, saved, gradient, finest, options)
         saved, upstream = gradient, None
     return _gradients(saved, upstream, pooled, weight, size, stride, dtype, bias_dtype, base, wanted)

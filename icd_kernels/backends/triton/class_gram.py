@@ -22,8 +22,8 @@ def class_gram(
 ):  # fmt: skip
     """Σ_k KL_k of one cell; writes its gradient times `factor`.
 
-    p_student, p_teacher: (K,). p_rows: workspace (2, K). p_gradient: (pitch,), written where `wants_gradient`.
-    p_nodes: float64 workspace (NODE_SIZE,), or None where FORM.CLASS_SUM is "exact".
+    p_student, p_teacher: (K,). p_rows: workspace (ROW_VALUES, pitch). p_gradient: (pitch,), written where
+    `wants_gradient`. p_nodes: float64 workspace (NODE_SIZE,), or None where FORM.CLASS_SUM is "exact".
     """
     student = extremes(p_student, classes, FORM)
     teacher = extremes(p_teacher, classes, FORM)

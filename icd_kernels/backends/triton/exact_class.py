@@ -6,14 +6,20 @@ normaliser and the means of z under its softmax, and of every column a sum over 
 
 A thread holds whole rows and walks over the columns, whose logits are the same for all threads: nothing is passed
 between threads. x is in units of ln 2, so that exponentials are powers of two.
+
+Rows leave what columns need of them in the workspace, ROW_VALUES numbers each. Let a_j be the rounded product of x_j
+and the z at which row j is largest. Then 2^(x_j z_k - a_j) takes one fused multiply-add, which keeps its digits
+wherever it is not negligible. What the rounding of a_j left out goes into the row's weight, as its normaliser does.
 """
 
 import triton
 import triton.language as tl
 
 from icd_kernels.backends.triton.divergence import has_close_rows, kl_terms
-from icd_kernels.backends.triton.exponential import LN2, LOG2E, exp2
+from icd_kernels.backends.triton.exponential import LN2, LOG2E, exp2, load_4, multiply_add, power_of_two
 
+ROW_VALUES: tl.constexpr = tl.constexpr(6)
+"""Numbers that a row of both networks leaves in the workspace."""
 STEP: tl.constexpr = tl.constexpr(8)
 """Columns whose terms are added up by themselves: a long run of equal terms rounds the same way every time."""
 
@@ -34,29 +40,30 @@ def exact_class(
         m_rows = o_rows < classes
         x_student, e_student = _row_points(p_student, o_rows, m_rows, student_low, student_high, unit)
         x_teacher, e_teacher = _row_points(p_teacher, o_rows, m_rows, teacher_low, teacher_high, unit)
-        student_log, teacher_log, kl, gradient = _rows(
+        student_sum, teacher_sum, kl, gradient = _rows(
             p_student, p_teacher, x_student, e_student, x_teacher, e_teacher, classes, FORM
         )
         if has_close_rows(kl, m_rows):
             kl = _divergences(
-                p_student, p_teacher, x_student, e_student, student_log, x_teacher, e_teacher, teacher_log, classes,
+                p_student, p_teacher, x_student, e_student, student_sum, x_teacher, e_teacher, teacher_sum, classes,
                 FORM,
             )  # fmt: skip
         loss += tl.where(m_rows, kl, 0.0)
         if wants_gradient:
-            tl.store(p_rows + 2 * o_rows, student_log, mask=m_rows)
-            tl.store(p_rows + 2 * o_rows + 1, teacher_log, mask=m_rows)
-            tl.store(p_gradient + o_rows, tl.where(m_rows, gradient, 0.0), mask=o_rows < pitch)
+            student = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
+            m_pitch = o_rows < pitch
+            _leave(p_rows + o_rows, pitch, m_pitch, x_student, e_student, student / student_sum)
+            _leave(p_rows + 3 * pitch + o_rows, pitch, m_pitch, x_teacher, e_teacher, -student / teacher_sum)
+            tl.store(p_gradient + o_rows, tl.where(m_rows, gradient, 0.0), mask=m_pitch)
     if wants_gradient:
         tl.debug_barrier()
         for start in range(0, classes, FORM.CLASS_ROWS):
             o_rows = start + tl.arange(0, FORM.CLASS_ROWS)
             m_rows = o_rows < classes
             gradient = tl.load(p_gradient + o_rows, mask=m_rows, other=0.0)
-            gradient += _columns(
-                p_student, p_teacher, p_rows, o_rows, m_rows, student_low, student_high, teacher_low, teacher_high,
-                classes, unit, FORM,
-            )  # fmt: skip
+            student = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
+            teacher = tl.load(p_teacher + o_rows, mask=m_rows, other=0.0)
+            gradient += _columns(p_rows, student, teacher, classes, pitch, FORM)
             tl.store(p_gradient + o_rows, gradient * (factor / temperature), mask=m_rows)
     return tl.sum(loss)
 
@@ -69,101 +76,111 @@ def _row_points(p_logits, o_rows, m_rows, low, high, unit):
 
 
 @triton.jit
+def _leave(p_values, pitch, m_pitch, x, e, share):
+    """What the columns need of rows of one network: x, -a, and the row's weight, `share` without the rounding of a.
+
+    The rounding of a huge a alone would overflow 2^x. There every entry but the row's largest is 0, by half of x too;
+    x is rounded to a power of two, and a is exact. Rows from K to `pitch` have x = 0 and weight 0, so that columns go
+    on in whole steps.
+    """
+    # Below this a is rounded by at most 2^5; from here on the exponents of different z lie at least 2^5 apart.
+    huge = 2.0**30 if x.dtype == tl.float32 else 2.0**59
+    x = tl.where(tl.abs(x * e) < huge, x, power_of_two(x))
+    a = x * e
+    tl.store(p_values, x, mask=m_pitch)
+    tl.store(p_values + pitch, -a, mask=m_pitch)
+    tl.store(p_values + 2 * pitch, share * tl.exp2(-multiply_add(x, e, -a)), mask=m_pitch)
+
+
+@triton.jit
 def _rows(p_student, p_teacher, x_student, e_student, x_teacher, e_teacher, classes, FORM: tl.constexpr):
-    """Log normalisers (base 2) of rows, their KL, and the rows' part of the gradient, E_q[z_s] - E_p[z_s]."""
+    """Normalisers of rows, their KL, and the rows' part of the gradient, E_q[z_s] - E_p[z_s]."""
     zero = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
     # Σ q and Σ p, and the sums of z_t - e_t under p, of z_s - e_s under p and under q.
     sums = (zero, zero, zero, zero, zero)
     whole = classes // STEP * STEP
     for start in range(0, whole, STEP):
-        sums = _add_columns(
-            sums, p_student + start, p_teacher + start, x_student, e_student, x_teacher, e_teacher, STEP, FORM
-        )
-    for start in range(whole, classes):
-        sums = _add_columns(
-            sums, p_student + start, p_teacher + start, x_student, e_student, x_teacher, e_teacher, 1, FORM
-        )
+        some = (zero, zero, zero, zero, zero)
+        for quarter in tl.static_range(0, STEP, 4):
+            students = load_4(p_student + start + quarter, FORM.PTX)
+            teachers = load_4(p_teacher + start + quarter, FORM.PTX)
+            for column in tl.static_range(4):
+                some = _with_column(
+                    some, students[column], teachers[column], x_student, e_student, x_teacher, e_teacher, FORM
+                )
+        sums = _added(sums, some)
+    for column in range(whole, classes):
+        sums = _with_column(
+            sums, tl.load(p_student + column), tl.load(p_teacher + column), x_student, e_student, x_teacher, e_teacher,
+            FORM,
+        )  # fmt: skip
     student_sum, teacher_sum, own, cross, mean = sums
-    student_log = tl.log2(student_sum)
-    teacher_log = tl.log2(teacher_sum)
     cross = cross / teacher_sum
-    kl = (x_teacher * (own / teacher_sum) - teacher_log) - (x_student * cross - student_log)
-    return student_log, teacher_log, kl * LN2, mean / student_sum - cross
+    kl = (x_teacher * (own / teacher_sum) - tl.log2(teacher_sum)) - (x_student * cross - tl.log2(student_sum))
+    return student_sum, teacher_sum, kl * LN2, mean / student_sum - cross
 
 
 @triton.jit
-def _add_columns(
-    sums, p_student, p_teacher, x_student, e_student, x_teacher, e_teacher, COUNT: tl.constexpr, FORM: tl.constexpr
-):
-    """`sums` with those of COUNT columns."""
-    zero = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
-    student_sum = zero
-    teacher_sum = zero
-    own = zero
-    cross = zero
-    mean = zero
-    for column in tl.static_range(COUNT):
-        student = tl.load(p_student + column) - e_student
-        teacher = tl.load(p_teacher + column) - e_teacher
-        q = exp2(x_student * student, FORM.FAST_EXP2)
-        p = exp2(x_teacher * teacher, FORM.FAST_EXP2)
-        student_sum += q
-        teacher_sum += p
-        own += p * teacher
-        cross += p * student
-        mean += q * student
-    return sums[0] + student_sum, sums[1] + teacher_sum, sums[2] + own, sums[3] + cross, sums[4] + mean
+def _with_column(sums, student, teacher, x_student, e_student, x_teacher, e_teacher, FORM: tl.constexpr):
+    """`sums` with the terms of one column, whose logits are given."""
+    student_sum, teacher_sum, own, cross, mean = sums
+    student -= e_student
+    teacher -= e_teacher
+    q = exp2(x_student * student, FORM.PTX)
+    p = exp2(x_teacher * teacher, FORM.PTX)
+    return student_sum + q, teacher_sum + p, own + p * teacher, cross + p * student, mean + q * student
+
+
+@triton.jit
+def _added(sums, others):
+    """Five sums and five others."""
+    return (
+        sums[0] + others[0], sums[1] + others[1], sums[2] + others[2], sums[3] + others[3], sums[4] + others[4]
+    )  # fmt: skip
 
 
 @triton.jit
 def _divergences(
-    p_student, p_teacher, x_student, e_student, student_log, x_teacher, e_teacher, teacher_log, classes,
+    p_student, p_teacher, x_student, e_student, student_sum, x_teacher, e_teacher, teacher_sum, classes,
     FORM: tl.constexpr,
 ):  # fmt: skip
     """The KL of rows once more, term by term."""
+    student_log = tl.log2(student_sum)
+    teacher_log = tl.log2(teacher_sum)
     total = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
     for column in range(classes):
         log_q = x_student * (tl.load(p_student + column) - e_student) - student_log
         log_p = x_teacher * (tl.load(p_teacher + column) - e_teacher) - teacher_log
-        q = exp2(log_q, FORM.FAST_EXP2)
-        p = exp2(log_p, FORM.FAST_EXP2)
+        q = exp2(log_q, FORM.PTX)
+        p = exp2(log_p, FORM.PTX)
         total += kl_terms(log_p * LN2, log_q * LN2, p, q)
     return total
 
 
 @triton.jit
-def _columns(
-    p_student, p_teacher, p_rows, o_rows, m_rows, student_low, student_high, teacher_low, teacher_high, classes, unit,
-    FORM: tl.constexpr,
-):  # fmt: skip
-    """The columns' part of the gradient of classes k: Σ_j z_s,j (q_jk - p_jk)."""
-    student = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
-    teacher = tl.load(p_teacher + o_rows, mask=m_rows, other=0.0)
+def _columns(p_rows, student, teacher, classes, pitch, FORM: tl.constexpr):
+    """The columns' part of the gradient of classes k, whose logits are given: Σ_j z_s,j (q_jk - p_jk)."""
     total = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
-    ends = (student_low, student_high, teacher_low, teacher_high)
-    whole = classes // STEP * STEP
-    for start in range(0, whole, STEP):
-        total += _some_columns(
-            p_student + start, p_teacher + start, p_rows + 2 * start, student, teacher, ends, unit, STEP, FORM
-        )
-    for start in range(whole, classes):
-        total += _some_columns(
-            p_student + start, p_teacher + start, p_rows + 2 * start, student, teacher, ends, unit, 1, FORM
-        )
+    for start in range(0, classes, STEP):
+        part = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
+        for quarter in tl.static_range(0, STEP, 4):
+            part = _four_rows(part, p_rows + start + quarter, student, teacher, pitch, FORM)
+        total += part
     return total
 
 
 @triton.jit
-def _some_columns(p_student, p_teacher, p_rows, student, teacher, ends, unit, COUNT: tl.constexpr, FORM: tl.constexpr):
-    """The part of COUNT rows j in :func:`_columns`."""
-    student_low, student_high, teacher_low, teacher_high = ends
-    total = tl.zeros((FORM.CLASS_ROWS,), FORM.ACC)
-    for row in tl.static_range(COUNT):
-        weight = tl.load(p_student + row)
-        x_teacher = tl.load(p_teacher + row)
-        e_student = tl.where(weight >= 0, student_high, student_low)
-        e_teacher = tl.where(x_teacher >= 0, teacher_high, teacher_low)
-        q = exp2(weight * unit * (student - e_student) - tl.load(p_rows + 2 * row), FORM.FAST_EXP2)
-        p = exp2(x_teacher * unit * (teacher - e_teacher) - tl.load(p_rows + 2 * row + 1), FORM.FAST_EXP2)
-        total += weight * (q - p)
-    return total
+def _four_rows(part, p_values, student, teacher, pitch, FORM: tl.constexpr):
+    """`part` with the terms of four rows j, whose values :func:`_leave` wrote."""
+    x_student = load_4(p_values, FORM.PTX)
+    a_student = load_4(p_values + pitch, FORM.PTX)
+    student_weight = load_4(p_values + 2 * pitch, FORM.PTX)
+    x_teacher = load_4(p_values + 3 * pitch, FORM.PTX)
+    a_teacher = load_4(p_values + 4 * pitch, FORM.PTX)
+    teacher_weight = load_4(p_values + 5 * pitch, FORM.PTX)
+    for row in tl.static_range(4):
+        q = exp2(multiply_add(x_student[row], student, a_student[row]), FORM.PTX)
+        p = exp2(multiply_add(x_teacher[row], teacher, a_teacher[row]), FORM.PTX)
+        part = multiply_add(q, student_weight[row], part)
+        part = multiply_add(p, teacher_weight[row], part)
+    return part

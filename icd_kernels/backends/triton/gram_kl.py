@@ -22,7 +22,10 @@ def gram_kl(student_logits: Tensor, teacher_logits: Tensor, *numbers: Any) -> tu
     batch, classes, cells = student_logits.shape
     loss = student_logits.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
     keeps = options.keeps_logits and save_gradient
-    saved = loss.new_empty(((2,) if keeps else ()) + (batch, cells, classes) if save_gradient else (0,))
+    if keeps:
+        saved = loss.new_empty((2, batch, cells, classes))
+    else:
+        saved = rows(loss, batch, cells, classes) if save_gradient else loss.new_empty(0)
     if batch == 0:
         return loss.fill_(loss_of_nothing(options)), saved
     run_gram(
@@ -37,26 +40,23 @@ def gram_kl_backward(grad_loss: Tensor, saved: Tensor, dtype: torch.dtype, *numb
     options = GramOptions(*numbers)
     batch, cells, classes = saved.shape[-3:]
     gradient = saved.new_empty((batch, cells, classes), dtype=dtype)
-    if batch == 0:
-        return gradient.transpose(1, 2)
-    if options.keeps_logits:
-        exact = gradient if dtype == saved.dtype else saved.new_empty(gradient.shape)
-        backward_of_rows(grad_loss, saved, exact, 0, options)
-        if exact is not gradient:
-            _scale(gradient, exact, None)
-    else:
-        _scale(gradient, saved, grad_loss)
+    if batch > 0:
+        upstream: Tensor | None = grad_loss
+        if options.keeps_logits:
+            exact = rows(saved, batch, cells, classes)
+            backward_of_rows(grad_loss, saved, exact, 0, options)
+            saved, upstream = exact, None
+        _scale(gradient, saved, upstream)
     return gradient.transpose(1, 2)
 
 
 def _scale(gradient: Tensor, saved: Tensor, upstream: Tensor | None) -> None:
     """Writes `saved` times the images' upstream gradient, if any, in the dtype of `gradient`."""
-    size = saved.shape[1] * saved.shape[2]
     stride = 0 if upstream is None or upstream.ndim == 0 else upstream.stride(0)
     launch = plan_scale(layout(saved), gradient.dtype, layout(upstream))
 
     def arguments(saved: Tensor, upstream: Tensor | None) -> Any:
-        return gradient, saved, upstream, stride, size
+        return gradient, saved, *saved.stride(), upstream, stride, *saved.shape[1:]
 
     launch(saved.device, arguments, (saved, upstream), (gradient,))
 
@@ -70,7 +70,8 @@ def backward_of_rows(
 ) -> None:
     """dl/dz of sample with reduction "none", which mixes the images' upstream gradients, from the kept logits.
 
-    Writes (B, cells, K): every cell; or where `finest` is not 0 (B, finest², pitch), the others folded onto that grid.
+    Writes (B, cells, pitch): every cell; or where `finest` is not 0 (B, finest², pitch), the others folded onto that
+    grid.
     """
     loss = saved.new_empty(saved.shape[1])
     run_gram(saved[0], saved[1], loss, options, gradient=gradient, upstream=grad_loss, finest=finest)
@@ -110,7 +111,7 @@ def run_gram(
                 raw,
                 upstream,
                 classes,
-                pitch_of(classes) if finest else classes,
+                pitch_of(classes),
             ),
             slot.counters,
             student.shape[0],
@@ -120,6 +121,11 @@ def run_gram(
     allocated = (loss, space, nodes, slot.table, *(() if raw is None else (raw,)))
     given = (student, teacher, gradient, upstream)
     launch(loss.device, arguments, given, allocated, slot.stream, (options.temperature,))
+
+
+def rows(like: Tensor, batch: int, cells: int, classes: int) -> Tensor:
+    """(B, N, K) to write, whose rows start at multiples of the pitch."""
+    return like.new_empty((batch, cells, pitch_of(classes)))[..., :classes]
 
 
 def _given(logits: Tensor) -> Logits:

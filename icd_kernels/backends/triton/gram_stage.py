@@ -14,6 +14,7 @@ import triton.language as tl
 
 from icd_kernels.backends.triton.cells import scale_of_cell
 from icd_kernels.backends.triton.class_gram import class_gram
+from icd_kernels.backends.triton.exact_class import ROW_VALUES
 from icd_kernels.backends.triton.finish import factor_of, finish_images, normalize_cell, zero
 from icd_kernels.backends.triton.forms import CLASS, MEAN, NONE, SAMPLE, SPATIAL
 from icd_kernels.backends.triton.logits import unnormalize_gradient_rows, wait_for_logits
@@ -88,9 +89,9 @@ def _class_task(
         if FORM.CLASS_SUM != "exact":
             p_nodes = work.p_nodes + wide * FORM.NODE_SIZE
         loss = weight * class_gram(
-            work.p_student + wide * work.pitch, work.p_teacher + wide * work.pitch, work.p_rows + 2 * wide * work.pitch,
-            p_gradient, p_nodes, work.classes, work.pitch, temperature, factor_of(weight, batch, FORM), wants_gradient,
-            FORM,
+            work.p_student + wide * work.pitch, work.p_teacher + wide * work.pitch,
+            work.p_rows + ROW_VALUES * wide * work.pitch, p_gradient, p_nodes, work.classes, work.pitch, temperature,
+            factor_of(weight, batch, FORM), wants_gradient, FORM,
         )  # fmt: skip
         if wants_gradient:
             o_rows = wide * work.pitch + tl.zeros((1,), tl.int64)

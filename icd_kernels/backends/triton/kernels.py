@@ -138,15 +138,21 @@ def gram_kl_kernel(
 
 
 @triton.jit
-def scale_kernel(p_out, p_gradient, p_upstream, stride_upstream, image_size, BLOCK: tl.constexpr):
+def scale_kernel(
+    p_out, p_gradient, stride_image, stride_cell, stride_class, p_upstream, stride_upstream, cells, classes,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """Every image's dl/dz times its upstream gradient, where one is given."""
-    blocks = tl.cdiv(image_size, BLOCK)
-    image = tl.program_id(0) // blocks
+    size = cells * classes
+    blocks = tl.cdiv(size, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
     o_image = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    b_gradient = tl.load(p_gradient + image.to(tl.int64) * image_size + o_image, mask=o_image < image_size)
+    m_image = o_image < size
+    p_numbers = p_gradient + image * stride_image + o_image // classes * stride_cell + o_image % classes * stride_class
+    b_gradient = tl.load(p_numbers, mask=m_image)
     if p_upstream is not None:
-        b_gradient *= tl.load(p_upstream + image.to(tl.int64) * stride_upstream).to(b_gradient.dtype)
-    store(p_out + image.to(tl.int64) * image_size + o_image, b_gradient, o_image < image_size)
+        b_gradient *= tl.load(p_upstream + image * stride_upstream).to(b_gradient.dtype)
+    store(p_out + image * size + o_image, b_gradient, m_image)
 
 
 @triton.jit(do_not_specialize=["batch", "group_images", "splits"])

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton.exact_class import ROW_VALUES
 from icd_kernels.backends.triton.operators import interprets
 from icd_kernels.backends.triton.structs import GROUPS, PITCH, Form, Logits, Network, NetworkConstants
 from icd_kernels.geometry import base_scales, cell_count
@@ -268,7 +269,7 @@ def plan_gram(
         DOUBLE_COST=double_cost,
         CLASS_ROWS=class_rows,
         CLASS_COLUMNS=class_columns,
-        FAST_EXP2=dtype == torch.float32 and torch.version.hip is None and not interprets(),
+        PTX=dtype == torch.float32 and torch.version.hip is None and not interprets(),
         POINT_BLOCK=configs.POINT_BLOCK,
         RESIDENT=configs.resident(classes, scales, dtype) if gram == SPATIAL else 0,
         POINT_DEPTH=configs.POINT_DEPTH,
@@ -277,7 +278,7 @@ def plan_gram(
     tasks = batch * units
     if gram == SAMPLE:
         tasks += cells * ceil_div(batch, configs.POINT_BLOCK) * (2 if gradient else 1)
-    rows_size = batch * cells * (2 * pitch_of(classes) if gram == CLASS else 4) if gradient else 0
+    rows_size = batch * cells * (ROW_VALUES.value * pitch_of(classes) if gram == CLASS else 4) if gradient else 0
     return GramPlan(form, gradient, tasks, units, rows_size, batch * cells * form.NODE_SIZE)
 
 

@@ -114,9 +114,9 @@ def _softmax(gram, scale, FORM: tl.constexpr):
     m_gram = _is_cell(scale, FORM)[:, None] & _is_cell(scale, FORM)[None, :]
     highest = tl.max(tl.where(m_gram, gram, -float("inf")), axis=1)
     shifted = tl.where(m_gram, (gram - highest[:, None]) * LOG2E, 0.0)
-    total = tl.sum(tl.where(m_gram, exp2(shifted, FORM.FAST_EXP2), 0.0), axis=1)
+    total = tl.sum(tl.where(m_gram, exp2(shifted, FORM.PTX), 0.0), axis=1)
     log_probability = shifted - tl.log2(tl.where(total > 0, total, total + 1.0))[:, None]
-    return log_probability * LN2, exp2(log_probability, FORM.FAST_EXP2)
+    return log_probability * LN2, exp2(log_probability, FORM.PTX)
 
 
 @triton.jit

@@ -113,7 +113,7 @@ class Work(NamedTuple):
     p_divisor: Any
     """(B, N): what the student's logits were divided by."""
     p_rows: Any
-    """Row normalisers: (B, N, 2, K) for class, (B, N, 4) for spatial and sample."""
+    """What columns need of rows: (B, N, ROW_VALUES, pitch) for class (exact_class), else normalisers (B, N, 4)."""
     p_nodes: Any
     """(B, N, NODE_SIZE) float64: sums at nodes and their coefficients (linear_class); None where not needed."""
     p_unit_loss: Any
@@ -172,8 +172,8 @@ class Form(NamedTuple):
     """Rows of a class Gram at a time, a few for each thread."""
     CLASS_COLUMNS: Any
     """Columns of a tile of exponentials, in sums at nodes."""
-    FAST_EXP2: Any
-    """Whether powers of two are one instruction, by PTX: float32 on NVIDIA's GPUs."""
+    PTX: Any
+    """Whether the inner loops are helped by PTX (exponential): float32 on NVIDIA's GPUs."""
     POINT_BLOCK: Any
     RESIDENT: Any
     """Classes of a Gram between vectors that stays in registers; 0 where it does not (resident_gram)."""
