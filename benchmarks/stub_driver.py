@@ -41,7 +41,10 @@ def _nothing() -> int | None:
 
 def loss(tensors: Sequence[Tensor], options: Options) -> Tensor:
     """`icd_loss` by the Triton backend on CPU tensors: student's features, weight, bias, then the teacher's."""
-    return replace(TRITON, device_types=None).icd_loss(*tensors, options)
+    return _ANYWHERE.icd_loss(*tensors, options)
+
+
+_ANYWHERE = replace(TRITON, device_types=None)
 
 
 class _Driver:

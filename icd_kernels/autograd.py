@@ -8,6 +8,7 @@ The teacher is a constant: nothing here ever returns a gradient for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -134,11 +135,10 @@ class ICDLossFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         saved, pooled, *inputs = ctx.saved_tensors
-        numbers = (*ctx.layout, *ctx.problem.options, ctx.problem.student_finest)
-        with torch.no_grad():
-            grads = _namespace(ctx.operators, grad_loss, saved, pooled, inputs[1]).icd_loss_backward(
-                grad_loss, saved, pooled, inputs[1], *numbers, ctx.wanted
-            )
+        numbers = (*ctx.layout, *ctx.problem.options, ctx.problem.student_finest, ctx.wanted)
+        operators = _namespace(ctx.operators, grad_loss, saved, pooled, inputs[1])
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+            grads = operators.icd_loss_backward(grad_loss, saved, pooled, inputs[1], *numbers)
         return None, *_only_wanted(_once(grads, grad_loss, *inputs), ctx.wanted), None, None, None, None, None
 
 

@@ -6,7 +6,10 @@ The reference alone keeps the names: it is the judge of the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
+
+import torch
 
 from icd_kernels.geometry import finest_grid
 from icd_kernels.options import GRAMS, REDUCTIONS, Options, normalization
@@ -67,8 +70,17 @@ def lower_gram(options: Options, classes: int) -> GramOptions:
 
 def lower(options: Options, classes: int, student_size: Sequence[int], teacher_size: Sequence[int]) -> Problem:
     """The numbers of `icd_loss` for K classes and maps of these sizes (B, C, H, W)."""
+    if torch.compiler.is_compiling():  # sizes may be symbols, which must not be remembered
+        return _lower(options, classes, student_size, teacher_size)
+    return _remembered(options, classes, student_size, teacher_size)
+
+
+def _lower(options: Options, classes: int, student_size: Sequence[int], teacher_size: Sequence[int]) -> Problem:
     return Problem(
         lower_gram(options, classes),
         finest_grid(options.scales, options.pyramid, *student_size[2:]),
         finest_grid(options.scales, options.pyramid, *teacher_size[2:]),
     )
+
+
+_remembered = lru_cache(maxsize=1024)(_lower)

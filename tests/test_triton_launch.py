@@ -82,18 +82,12 @@ class TestLaunch:
 
     def test_products_keep_the_digits_that_were_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = part("plan_parts")
-        before = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("highest")
-            assert plan.precision(torch.float32) == "tf32x3"
-            assert plan.gram_precision("tf32x3") == "ieee"
-            torch.set_float32_matmul_precision("high")
-            assert plan.precision(torch.float32) == plan.gram_precision("tf32") == "tf32"
-            assert plan.precision(torch.float64) == "ieee"
-            monkeypatch.setattr(torch.version, "hip", "6.0")
-            assert plan.precision(torch.float32) == "ieee"
-        finally:
-            torch.set_float32_matmul_precision(before)
+        assert plan.precision(torch.float32, "highest") == "tf32x3"
+        assert plan.gram_precision("tf32x3") == "ieee"
+        assert plan.precision(torch.float32, "high") == plan.gram_precision("tf32") == "tf32"
+        assert plan.precision(torch.float64, "high") == "ieee"
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+        assert plan.precision(torch.float32, "high") == "ieee"
 
     def test_splits_fill_the_chip_and_no_more(self) -> None:
         configs = part("configs")
@@ -113,7 +107,5 @@ class TestLaunch:
     def test_plans_do_not_grow_with_calls(self) -> None:
         plan, parts = part("plan"), part("plan_parts")
         tensors = (torch.randn(2, 4, 3, 3), torch.randn(5, 4), None)
-        plans = [
-            plan.plan_region_logits(parts.layouts(tensors), torch.float32, "ieee", (1, 2), 2, False) for _ in range(100)
-        ]
+        plans = [plan.plan_region_logits(parts.layouts(tensors), "highest", (1, 2), 2, False) for _ in range(100)]
         assert all(each is plans[0] for each in plans)

@@ -21,7 +21,7 @@ ENTRY = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *([ctypes.c_uint] * 7), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
 )
 """The type of cuLaunchKernel."""
-READ_AS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp64": ctypes.c_double}
+READ_AS: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp64": ctypes.c_double}
 OPTIONS = {
     "spatial": GramOptions((1, 2), (0.5, 0.5), SPATIAL, (0.0, 1.0), 2.0, MEAN),
     "class": GramOptions((1, 2), (0.5, 0.5), CLASS, (1.0, 0.5), 0.75, NONE),
@@ -149,6 +149,7 @@ def test_parameters_that_are_not_the_kernels(types: list[str], agree: bool) -> N
 
 
 def test_a_plan_that_is_wrong_is_refused(driver: Driver) -> None:
+    launch: Any = native.launch
     header = native._HEADER.pack(0, 1, 1, 128, 0, 1)
     for arguments, error in (
         ((b"", [], (), 0), ValueError),
@@ -161,4 +162,4 @@ def test_a_plan_that_is_wrong_is_refused(driver: Driver) -> None:
         ((b"",), TypeError),
     ):
         with pytest.raises(error):
-            native.launch(*arguments)
+            launch(*arguments)

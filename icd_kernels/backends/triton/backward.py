@@ -10,7 +10,7 @@ from torch import Tensor
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.gram_kl import backward_of_rows
 from icd_kernels.backends.triton.plan import BackwardPlan, plan_backward, plan_fold
-from icd_kernels.backends.triton.plan_parts import layout, layouts, pitch_of, precision
+from icd_kernels.backends.triton.plan_parts import layout, layouts, pitch_of
 from icd_kernels.backends.triton.structs import Backward
 from icd_kernels.geometry import base_scales, cell_count
 from icd_kernels.problem import GramOptions
@@ -29,13 +29,15 @@ def icd_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator icd_loss_backward (icd_kernels/operators.py)."""
     options, (finest, wanted) = GramOptions(*numbers[:-2]), numbers[-2:]
-    batch, base = size[0], base_scales(options.scales, finest)
     upstream: Tensor | None = grad_loss
-    if options.keeps_logits and batch > 0:
-        gradient = saved.new_empty((batch, cell_count(base), pitch_of(weight.shape[0])))
+    if options.keeps_logits and size[0] > 0:
+        cells = cell_count(base_scales(options.scales, finest))
+        gradient = saved.new_empty((size[0], cells, pitch_of(weight.shape[0])))
         backward_of_rows(grad_loss, saved, gradient, finest, options)
         saved, upstream = gradient, None
-    return _gradients(saved, upstream, pooled, weight, size, stride, dtype, bias_dtype, base, wanted)
+    return _gradients(
+        saved, upstream, pooled, weight, size, stride, dtype, bias_dtype, options.scales, finest, wanted
+    )  # fmt: skip
 
 
 def region_logits_backward(
@@ -51,14 +53,14 @@ def region_logits_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator region_logits_backward (icd_kernels/operators.py)."""
-    batch, base = size[0], base_scales(scales, finest)
+    batch = size[0]
     gradient = grad_logits.transpose(1, 2)  # [B, N, K]
     if finest and batch > 0:
         folded = gradient.new_empty((batch, finest * finest, pitch_of(gradient.shape[2])))
         launch = plan_fold(layout(gradient), tuple(scales), finest)
         launch(gradient.device, partial(_fold_arguments, folded), (gradient,), (folded,))
         gradient = folded
-    return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, base, wanted)
+    return _gradients(gradient, None, pooled, weight, size, stride, dtype, bias_dtype, scales, finest, wanted)
 
 
 def _fold_arguments(folded: Tensor, gradient: Tensor) -> tuple[Any, ...]:
@@ -74,7 +76,8 @@ def _gradients(
     stride: Sequence[int],
     dtype: torch.dtype,
     bias_dtype: torch.dtype,
-    base: Sequence[int],
+    scales: Sequence[int],
+    finest: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by features, weight and bias from dl/dz (B, base cells, K, or its pitch with zeros behind) of any
@@ -90,8 +93,8 @@ def _gradients(
     if size[0] == 0:
         return outputs[0], outputs[1].zero_(), outputs[2].zero_()
     plan = plan_backward(
-        layouts((gradient, upstream, weight)), (tuple(size), tuple(stride), dtype), bias_dtype, tuple(base),
-        tuple(wanted), precision(gradient.dtype),
+        layouts((gradient, upstream, weight)), (tuple(size), tuple(stride), dtype), bias_dtype, tuple(scales), finest,
+        tuple(wanted), torch.get_float32_matmul_precision(),
     )  # fmt: skip
     space = gradient.new_empty(sum(plan.spaces))
     slot = counter_slots.counters_for(weight.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.plan import plan_gram_kl, plan_scale
-from icd_kernels.backends.triton.plan_parts import layout, loss_of_nothing, pitch_of, precision
+from icd_kernels.backends.triton.plan_parts import layout, loss_of_nothing, pitch_of
 from icd_kernels.backends.triton.structs import Logits
 from icd_kernels.backends.triton.work import work_of
 from icd_kernels.checks import compute_dtype
@@ -90,8 +90,9 @@ def run_gram(
 ) -> None:
     """Launches the Gram stage on logits (B, N, K) of any strides, writing to `loss`, `gradient` and `raw`."""
     plan, sizes, launch = plan_gram_kl(
-        *map(layout, (student, teacher, raw, upstream)), loss.device, loss.dtype, precision(loss.dtype),
-        configs.class_sum(student.shape[2]), options.without_temperature(), gradient is not None, finest,
+        *map(layout, (student, teacher, raw, upstream)), loss.device, loss.dtype,
+        torch.get_float32_matmul_precision(), configs.class_sum(student.shape[2]), options.without_temperature(),
+        gradient is not None, finest,
     )  # fmt: skip
     space = loss.new_empty(sum(sizes))
     nodes = loss.new_empty(plan.nodes_size, dtype=torch.float64)

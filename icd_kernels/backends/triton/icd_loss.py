@@ -7,11 +7,10 @@ from torch import Tensor
 
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.plan import ICDLossPlan, plan_icd_loss
-from icd_kernels.backends.triton.plan_parts import class_sum_of, layouts, loss_of_nothing, pitch_of, precision
+from icd_kernels.backends.triton.plan_parts import class_sum_of, layouts, loss_of_nothing, pitch_of
 from icd_kernels.backends.triton.structs import Counters
 from icd_kernels.backends.triton.work import work_of
-from icd_kernels.checks import compute_dtype
-from icd_kernels.problem import NONE, GramOptions
+from icd_kernels.problem import GramOptions
 
 
 def icd_loss(
@@ -25,15 +24,15 @@ def icd_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator icd_loss (icd_kernels/operators.py): loss, and dl/dz (or logits) and pooled features to save."""
     tensors = (student_features, student_weight, student_bias, teacher_features, teacher_weight, teacher_bias)
-    dtype, device = compute_dtype(*tensors), student_features.device
     options, rest = GramOptions(*numbers[:6]), numbers[6:]  # rest: both finest grids, save_gradient, save_pooled
+    device = student_features.device
     plan = plan_icd_loss(
-        layouts(tensors[:3]), layouts(tensors[3:]), device, dtype, precision(dtype),
+        layouts(tensors), device, torch.get_float32_matmul_precision(),
         class_sum_of(options.gram, student_weight.shape[0]), options.without_temperature(), *rest,
     )  # fmt: skip
-    batch = student_features.shape[0]
-    loss = student_features.new_empty((batch,) if options.reduction == NONE else (), dtype=dtype)
+    loss = student_features.new_empty(plan.loss_shape, dtype=plan.dtype)
     saved, pooled = loss.new_empty(plan.saved_shape), loss.new_empty(plan.pooled_shape)
+    batch = student_features.shape[0]
     if batch == 0:
         return (loss.fill_(loss_of_nothing(options)), saved, pooled)
     space = loss.new_empty(plan.space)

@@ -15,6 +15,7 @@ from icd_kernels.backends.triton import configs, native
 from icd_kernels.backends.triton.operators import interprets
 
 _TUNED: dict[Any, tuple[int, int]] = {}
+_ON_THE_CURRENT_ONE: AbstractContextManager[Any] = nullcontext()
 
 
 class Launch:
@@ -52,8 +53,8 @@ class Launch:
         """
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*given, *allocated)]
         key = (device.index, *[address % 16 for address in addresses[: len(given)]])
-        with _on(device):
-            runner = self._runners.get(key)
+        runner = self._runners.get(key)
+        with _ON_THE_CURRENT_ONE if _is_current(device) else torch.cuda.device(device):
             if runner is None:
                 self._first(key, device, arguments, given, allocated, last)
             else:
@@ -180,9 +181,8 @@ def _run(
     return kernel[(programs,)](*args, **constants, **compile_options(warps, stages, registers))
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
-    return nullcontext() if is_current else torch.cuda.device(device)
+def _is_current(device: torch.device) -> bool:
+    return device.type != "cuda" or device.index == torch.cuda.current_device()
 
 
 def _milliseconds(function: Callable[..., None], *args: Any) -> float:

@@ -12,14 +12,16 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from triton import knobs
 
+launch: Callable[[bytes, list[int], tuple[Any, ...], int], int] | None
 try:
-    from icd_kernels._C import launch
-except ImportError:  # backends/cpp.py says why
+    launch = import_module("icd_kernels._C").launch
+except (ImportError, AttributeError):  # backends/cpp.py says why; or it is an older one
     launch = None
 
 VALUE, ADDRESS, NUMBER = 0, 1, 2
@@ -86,13 +88,20 @@ def _agree(types: Sequence[str], ptx: str) -> bool:
 def is_watched() -> bool:
     """Whether a profiler asked Triton to be told of launches."""
     runtime = knobs.runtime
-    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
-    return any(getattr(hook, "calls", hook) for hook in hooks)
+    return _has_calls(runtime.launch_enter_hook) or _has_calls(runtime.launch_exit_hook)
+
+
+def _has_calls(hook: Any) -> bool:
+    return bool(getattr(hook, "calls", hook))
+
+
+def driver_entry() -> int | None:
+    """The address of the driver's cuLaunchKernel; None where there is no driver."""
+    return _driver_entry()
 
 
 @lru_cache(maxsize=1)
-def driver_entry() -> int | None:
-    """The address of the driver's cuLaunchKernel; None where there is no driver."""
+def _driver_entry() -> int | None:
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

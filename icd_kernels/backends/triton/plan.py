@@ -31,13 +31,16 @@ from icd_kernels.backends.triton.plan_parts import (
     gram_precision,
     group_rows,
     map_constants,
+    math_dtype,
     pitch_of,
     plan_gram,
     plan_network,
     pool_dtype,
+    precision,
     spaces,
 )
 from icd_kernels.backends.triton.structs import NetworkConstants
+from icd_kernels.geometry import base_scales
 from icd_kernels.problem import CLASS, NONE, SPATIAL, GramOptions
 
 SCALE_BLOCK = 1024
@@ -51,6 +54,9 @@ class ICDLossPlan(NamedTuple):
     gram: GramPlan
     keeps: bool
     """Whether logits are saved, rather than dl/dz."""
+    dtype: torch.dtype
+    """That of the math."""
+    loss_shape: tuple[int, ...]
     saved_shape: tuple[int, ...]
     pooled_shape: tuple[int, ...]
     spaces: tuple[int, ...]
@@ -62,11 +68,9 @@ class ICDLossPlan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def plan_icd_loss(
-    student_layouts: Layouts,
-    teacher_layouts: Layouts,
+    networks: Layouts,
     device: torch.device,
-    dtype: torch.dtype,
-    products: str,
+    setting: str,
     class_sum: str,
     options: GramOptions,
     student_finest: int,
@@ -74,7 +78,11 @@ def plan_icd_loss(
     save_gradient: bool,
     save_pooled: bool,
 ) -> ICDLossPlan:
+    """`networks`: features, weight and bias of the student, then of the teacher; `setting`: see :func:`precision`."""
+    student_layouts, teacher_layouts = networks[:3], networks[3:]
     batch, classes = student_layouts[0][0][0], student_layouts[1][0][0]
+    dtype = math_dtype(networks)
+    products = precision(dtype, setting)
     student = plan_network(student_layouts, dtype, products, options.scales, student_finest)
     teacher = plan_network(teacher_layouts, dtype, products, options.scales, teacher_finest)
     keeps = options.keeps_logits and save_gradient
@@ -96,6 +104,8 @@ def plan_icd_loss(
         teacher=teacher,
         gram=plan,
         keeps=keeps,
+        dtype=dtype,
+        loss_shape=(batch,) if options.reduction == NONE else (),
         saved_shape=saved_shape if save_gradient else (0,),
         pooled_shape=(batch, base, student_layouts[0][0][1]) if save_pooled else (0,),
         spaces=sizes,
@@ -117,6 +127,7 @@ class RegionLogitsPlan(NamedTuple):
     """All that a call needs but tensors."""
 
     network: NetworkPlan
+    dtype: torch.dtype
     cells: int
     is_direct: bool
     """Whether the projection already writes the logits."""
@@ -127,12 +138,13 @@ class RegionLogitsPlan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_region_logits(
     layouts: Layouts,
-    dtype: torch.dtype,
-    products: str,
+    setting: str,
     scales: tuple[int, ...],
     finest: int,
     save_pooled: bool,
 ) -> RegionLogitsPlan:
+    dtype = math_dtype(layouts)
+    products = precision(dtype, setting)
     batch, classes = layouts[0][0][0], layouts[1][0][0]
     network = plan_network(layouts, dtype, products, scales, finest)
     is_direct = finest == 0 and network.division[1] == 1
@@ -142,6 +154,7 @@ def plan_region_logits(
     form = plan_gram(batch, classes, dtype, plain, False, 0, gram_precision(products), finest, finest).form
     return RegionLogitsPlan(
         network,
+        dtype,
         form.CELLS,
         is_direct,
         spaces(0 if save_pooled else network.pooled_size, 0 if is_direct else network.logits_size),
@@ -164,7 +177,7 @@ def plan_gram_kl(
     upstream: Layout | None,
     device: torch.device,
     dtype: torch.dtype,
-    products: str,
+    setting: str,
     class_sum: str,
     options: GramOptions,
     gradient: bool,
@@ -173,7 +186,7 @@ def plan_gram_kl(
     """The Gram stage, its workspace and its launch."""
     batch, cells, classes = student.shape
     plan = plan_gram(
-        batch, classes, dtype, options, gradient, finest, gram_precision(products), 0, 0, class_sum,
+        batch, classes, dtype, options, gradient, finest, gram_precision(precision(dtype, setting)), 0, 0, class_sum,
         configs.double_cost(device),
     )  # fmt: skip
     image = batch * cells * pitch_of(classes)
@@ -207,9 +220,10 @@ def plan_backward(
     tensors: Layouts,
     outputs: Any,
     bias_dtype: torch.dtype,
-    base: tuple[int, ...],
+    scales: tuple[int, ...],
+    finest: int,
     wanted: tuple[bool, bool, bool],
-    products: str,
+    setting: str,
 ) -> BackwardPlan:
     """`tensors`: dl/dz, the upstream gradient and the weight; `outputs`, `bias_dtype`: of the gradients to write."""
     gradient, weight, features = Layout(*tensors[0]), Layout(*tensors[2]), Layout(*outputs)
@@ -217,7 +231,8 @@ def plan_backward(
     by_features, by_weight, by_bias = wanted
     classes, channels = weight.shape
     batch = features.shape[0]
-    constants = backward_constants(gradient, features, base, products)
+    products = precision(gradient.dtype, setting)
+    constants = backward_constants(gradient, features, base_scales(scales, finest), products)
     group_images = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
     group_tiles = ceil_div(group_images * constants.CELLS, constants.ROW_BLOCK)
     blocks = ceil_div(channels, constants.CLASS_BLOCK)

@@ -53,9 +53,10 @@ def exact_products(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 and torch.version.hip is None else "ieee"
 
 
-def precision(dtype: torch.dtype) -> str:
-    """input_precision of the products with weights: float32 follows `torch.get_float32_matmul_precision()`."""
-    is_fast = torch.get_float32_matmul_precision() != "highest"
+def precision(dtype: torch.dtype, setting: str) -> str:
+    """input_precision of the products with weights; float32 follows the setting of PyTorch's own products
+    (`torch.get_float32_matmul_precision()`)."""
+    is_fast = setting != "highest"
     return "tf32" if is_fast and exact_products(dtype) == "tf32x3" else exact_products(dtype)
 
 
@@ -85,6 +86,13 @@ def layout(tensor: Tensor | None) -> Layout | None:
 def layouts(tensors: Sequence[Tensor | None]) -> Layouts:
     """The layouts of several tensors."""
     return tuple([None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+
+
+def math_dtype(tensors: Layouts) -> torch.dtype:
+    """That of the math for tensors of these layouts, as :func:`icd_kernels.checks.compute_dtype`."""
+    return (
+        torch.float64 if any(tensor is not None and tensor[2] == torch.float64 for tensor in tensors) else torch.float32
+    )
 
 
 def class_sum_of(gram: int, classes: int) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from icd_kernels.backends.triton import counters as counter_slots
 from icd_kernels.backends.triton.plan import plan_region_logits
-from icd_kernels.backends.triton.plan_parts import layouts, precision
-from icd_kernels.checks import compute_dtype
+from icd_kernels.backends.triton.plan_parts import layouts
 
 
 def region_logits(
@@ -16,11 +16,11 @@ def region_logits(
 ) -> tuple[Tensor, Tensor]:
     """The operator region_logits (icd_kernels/operators.py)."""
     tensors = (features, weight, bias)
-    dtype = compute_dtype(*tensors)
     batch, classes = features.shape[0], weight.shape[0]
-    plan = plan_region_logits(layouts(tensors), dtype, precision(dtype), tuple(scales), finest, save_pooled)
+    setting = torch.get_float32_matmul_precision()
+    plan = plan_region_logits(layouts(tensors), setting, tuple(scales), finest, save_pooled)
     network = plan.network
-    logits = features.new_empty((batch, plan.cells, classes), dtype=dtype)
+    logits = features.new_empty((batch, plan.cells, classes), dtype=plan.dtype)
     pooled = logits.new_empty((batch, network.constants.CELLS, features.shape[1]) if save_pooled else (0,))
     if batch == 0:
         return logits.transpose(1, 2), pooled
