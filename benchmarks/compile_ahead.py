@@ -15,9 +15,9 @@ from importlib.metadata import version
 
 import torch
 
-from benchmarks import stub_driver
+from benchmarks import gpu_trace, stub_driver
 from benchmarks.cases import PRECISIONS, Case
-from benchmarks.ten_minutes import CASES, KNOB_CASES, changed, settings
+from benchmarks.ten_minutes import CASES, KNOB_CASES, TRACE_CASES, changed, settings
 from benchmarks.workloads import Inputs
 from icd_kernels.options import make_options
 
@@ -42,6 +42,10 @@ def main() -> None:
     for case in CASES:
         step(case)
         print(f"[{time.monotonic() - start:4.0f} s] {case.label}", flush=True)
+    for case in TRACE_CASES:
+        with gpu_trace.traced():
+            step(case)
+        print(f"[{time.monotonic() - start:4.0f} s] {case.label}, traced", flush=True)
     for case in KNOB_CASES:
         for name, value in settings():
             with changed(name, value):

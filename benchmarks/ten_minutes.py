@@ -2,8 +2,9 @@
 
     python -m benchmarks.ten_minutes [--seconds 600] [--output FILE]
 
-Order: right results and a stress of the order between programs, the machine's constants, one choice at a time of those
-that only a GPU can settle, then times beside eager PyTorch (called and as a CUDA graph), `torch.compile` and a copy.
+Order: right results and a stress of the order between programs, the machine's constants, a trace of every task of some
+forwards, one choice at a time of those that only a GPU can settle, then times beside eager PyTorch (called and as a
+CUDA graph), `torch.compile` and a copy.
 Every result is a line of JSON, written when it is known. The run stops itself at the given number of seconds and names
 what it did not reach; whatever hangs is ended half a minute later. `make gpu-cache` fills the compile cache beforehand.
 """
@@ -48,13 +49,19 @@ WORKLOADS = (
 CASES = tuple(
     Case(workload, form, precision) for precision in ("float32", "bfloat16") for form in FORMS for workload in WORKLOADS
 )
+TRACE_CASES = tuple(Case(workload, "spatial") for workload in WORKLOADS[:4])
 KNOB_CASES = tuple(Case(workload, form) for workload in WORKLOADS[:3] for form in FORMS)
 REPLAYS = 2000
 """Of the stress; each with fresh workspace full of NaN and nothing in the second-level cache."""
+WARM_UP = 3
+"""Forwards before the one that is traced."""
 FLUSHED_BYTES = 256 << 20
-KNOBS = (
+KNOBS: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("LAUNCHES", (3,)),
+    ("PRODUCT_TILE", ((32, 64, 32), (64, 64, 16))),
     ("SPREAD", (132, 528)),
     ("STAGES", (2, 4)),
+    ("REGISTERS", (128, 255)),
     ("WARPS", (8,)),
     ("GROUP_IMAGES", (4, 16)),
     ("MAX_SPLITS", (2,)),
@@ -136,6 +143,19 @@ def constants() -> Iterator[Entry]:
     yield from gpu_constants.measured()
 
 
+def trace() -> Iterator[Entry]:
+    """When the tasks of a forward ran, in short and each."""
+    from benchmarks import gpu_trace
+
+    for case in TRACE_CASES:
+        loss, inputs = RIVALS["triton"].loss(**case.options), case.inputs("cuda")
+        with gpu_trace.traced() as traces:
+            for _ in range(WARM_UP + 1):
+                loss(*inputs)
+        torch.cuda.synchronize()
+        yield {"case": case.label, "microseconds": traces[-1].summary(), "tasks": traces[-1].rows()}
+
+
 def knobs() -> Iterator[Entry]:
     """Times with one constant of configs.py changed, beside those with none."""
     for case in KNOB_CASES:
@@ -145,7 +165,7 @@ def knobs() -> Iterator[Entry]:
                 yield {"case": case.label, "knob": name, "value": value, **_timed(case)}
 
 
-def settings() -> Iterator[tuple[str, int]]:
+def settings() -> Iterator[tuple[str, Any]]:
     """Every knob with every value that is tried."""
     for name, values in KNOBS:
         for value in values:
@@ -153,7 +173,7 @@ def settings() -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def changed(name: str, value: int) -> Iterator[None]:
+def changed(name: str, value: Any) -> Iterator[None]:
     """One constant of configs.py has another value, and no plan remembers its own."""
     from icd_kernels.backends.triton import configs, plan
 
@@ -209,6 +229,7 @@ PARTS = [
     Part("correctness", correctness),
     Part("stress", stress),
     Part("constants", constants),
+    Part("trace", trace),
     Part("knobs", knobs),
     Part("table", table),
 ]

@@ -375,7 +375,23 @@ class TestTenMinutes:
 
     def test_right_results_come_before_times(self) -> None:
         names = [part.name for part in ten_minutes.PARTS]
-        assert names == ["correctness", "stress", "constants", "knobs", "table"]
+        assert names == ["correctness", "stress", "constants", "trace", "knobs", "table"]
+
+    def test_a_trace_says_when_tasks_ran(self) -> None:
+        if TRITON.missing is not None:
+            pytest.skip(f"backend 'triton' is missing: {TRITON.missing}")
+        from benchmarks.gpu_trace import KINDS, Trace
+
+        drawn = torch.tensor([5000, 5000, 6000, 7000, 9000, 9500])
+        lasting = torch.tensor([1000, 3000, 500, 2500, 400, 800])
+        trace = Trace((2, 1, 1, 1, 1), torch.stack([drawn, drawn + lasting, torch.arange(6)], 1))
+        found = trace.summary()
+        assert tuple(found) == KINDS
+        assert found["pool teacher"] == {
+            "tasks": 2, "first_drawn": 0.0, "last_ended": 3.0, "median": 1.0, "longest": 3.0
+        }  # fmt: skip
+        assert found["Gram"]["last_ended"] == 5.3
+        assert trace.rows()[-1] == [4500, 800, 5]
 
     def test_every_knob_is_a_constant_of_the_configurations(self) -> None:
         if TRITON.missing is not None:

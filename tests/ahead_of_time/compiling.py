@@ -41,9 +41,7 @@ class Launch:
     programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
-    warps: int
-    stages: int
-    registers: int | None
+    options: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -55,8 +53,8 @@ def recorded_launches() -> Iterator[list[Launch]]:
     """Launches are collected instead of made."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, *options: Any) -> None:
-        launches.append(Launch(kernel, programs, args, dict(constants), *options))
+    def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, options: dict[str, Any]) -> None:
+        launches.append(Launch(kernel, programs, args, dict(constants), options))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(launch, "_run", record)
@@ -91,11 +89,7 @@ def source_of(recorded: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str,
     """What Triton compiles for the launch, and with which options: two launches with equal ones share a kernel."""
     backend = make_backend(target)
     kernel = recorded.kernel
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch.version, "hip", "6.0" if target.backend == "hip" else None)
-        options = launch.compile_options(recorded.warps, recorded.stages, recorded.registers)
-    options["debug"] = False
-    arguments = {**recorded.constants, **options}
+    arguments = {**recorded.constants, **recorded.options, "debug": False}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, rest = binder(*recorded.args, **arguments)
     packed, signature, constants, attributes = kernel._pack_args(backend, arguments, bound, specialization, rest)

@@ -18,11 +18,14 @@ if interprets():
     pytest.skip("needs Triton's compiler: TRITON_INTERPRET is set", allow_module_level=True)
 
 import table as documented
-from binary import Instruction, _polls
-from compiling import SHARED_LIMITS, TARGETS, identity_of, launches_of
+from binary import Instruction, _polls, read
+from compiling import SHARED_LIMITS, TARGETS, identity_of, launches_of, timed
 from table import CUB, Configuration, Row, quick_configurations, table
 
-MOST_INSTRUCTIONS_PER_PAIR = 30
+from icd_kernels.backends.triton import configs
+from icd_kernels.backends.triton.plan import plan_icd_loss
+
+MOST_INSTRUCTIONS_PER_PAIR = 22
 """A limit for both passes of the exact class sum together, for each (row, column) pair of both networks."""
 
 
@@ -104,6 +107,25 @@ def test_the_batch_compiles_nothing(form: str, monkeypatch: pytest.MonkeyPatch) 
     assert len(sources["icd_loss_kernel"]) == 1
     backward = {"fused backward", "backward of region_logits"}
     assert len(sources["backward_kernel"]) <= len(backward)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", ["paper class", "released spatial"])
+def test_a_chain_of_three_launches(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins while the one before it ends, and waits for it; none spills."""
+    monkeypatch.setattr(configs, "LAUNCHES", 3)
+    plan_icd_loss.cache_clear()
+    try:
+        chain = Configuration("CUB-200", form, "float32").launches("sm_90")[3:6]
+    finally:
+        plan_icd_loss.cache_clear()
+    assert [launch.name for launch in chain] == ["pool_kernel", "project_kernel", "gram_kernel"]
+    for number, launch in enumerate(chain):
+        kernel, _ = timed(launch, TARGETS["sm_90"])
+        binary = read(kernel)
+        assert ("launch_pdl" in launch.options) == ("griddepcontrol.wait" in kernel.asm["ptx"]) == (number > 0)
+        assert ("griddepcontrol.launch_dependents" in kernel.asm["ptx"]) == (number < 2)
+        assert (binary.spills, binary.unordered_polls, binary.conflicting) == (0, 0, 0)
 
 
 def test_a_wait_without_an_acquire_is_found() -> None:

@@ -92,7 +92,7 @@ def _executor(run: Run) -> Callable[..., None]:
         (programs,) = self.grid
         run.launches.append((self.fn.__name__, programs))
         given = inspect.getcallargs(self.fn, *args_hst, **kwargs_hst)
-        run.numbers = _shuffled(given, programs, run.seed)
+        run.numbers = _shuffled(self.fn.__name__, given, programs, run.seed)
         scopes = [interpreter._patch_lang(self.fn), interpreter._patch_lang(tl.standard.cdiv.fn)]
         try:
             args = {k: v if k in self.constexprs else interpreter._implicit_cvt(v) for k, v in given.items()}
@@ -153,11 +153,11 @@ def _run_programs(program: Callable[[], None], count: int, threads: int) -> None
         raise errors[0]
 
 
-def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[int, int]:
+def _shuffled(kernel: str, given: dict[str, Any], programs: int, seed: int | None) -> dict[int, int]:
     """A permutation of task numbers within every stretch of tasks that do not wait for each other."""
     generator = random.Random(seed)
     numbers: list[int] = []
-    for count in _stretches(given, programs):
+    for count in _stretches(kernel, given, programs):
         stretch = list(range(len(numbers), len(numbers) + count))
         generator.shuffle(stretch)
         numbers += stretch
@@ -165,14 +165,15 @@ def _shuffled(given: dict[str, Any], programs: int, seed: int | None) -> dict[in
     return dict(enumerate(numbers))
 
 
-def _stretches(given: dict[str, Any], programs: int) -> list[int]:
-    if "batch" not in given:  # nothing waits within the launch
+def _stretches(kernel: str, given: dict[str, Any], programs: int) -> list[int]:
+    if "batch" not in given or kernel in ("pool_kernel", "project_kernel"):  # nothing waits within the launch
         return [programs]
     if "job" in given:
         first = programs - _unpool_tasks(given)
         return [first, programs - first]
     networks = [name for name in ("network", "student", "teacher") if hasattr(given.get(name), "p_pooled")]
-    counts = [sum(count(given, name) for name in networks) for count in (_pool_tasks, _project_tasks)]
+    kinds = () if kernel == "gram_kernel" else (_pool_tasks, _project_tasks)
+    counts = [sum(count(given, name) for name in networks) for count in kinds]
     rest = programs - sum(counts)
     form = given.get("FORM")
     if form is not None and form.GRAM == SAMPLE and "temperature" in given:

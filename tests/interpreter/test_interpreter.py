@@ -128,6 +128,22 @@ class TestManyBlocks:
         finally:
             plan_icd_loss.cache_clear()
 
+    @pytest.mark.parametrize("gram", GRAMS)
+    def test_three_launches(self, gram: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The forward as a chain of launches."""
+        student, teacher = (Network(c, 4, 4, dtype=torch.float32, weight_dtype=torch.float32) for c in (20, 17))
+        case = Case(batch=3, classes=18, student=student, teacher=teacher, options={"gram": gram, "scales": (1, 2)})
+        monkeypatch.setattr(configs, "LAUNCHES", 3)
+        plan_icd_loss.cache_clear()
+        try:
+            with interpreted() as run:
+                assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
+        finally:
+            plan_icd_loss.cache_clear()
+        names = [name for name, _ in run.launches]
+        assert names[:3] == ["pool_kernel", "project_kernel", "gram_kernel"]
+        assert "icd_loss_kernel" not in names
+
     @pytest.mark.parametrize("wanted", [STUDENT, ("student_weight",), ("student_bias",)])
     def test_parts_of_the_images(self, wanted: tuple[str, ...]) -> None:
         """Enough rows (image, cell) for the gradients by weight and bias to be summed in parts."""

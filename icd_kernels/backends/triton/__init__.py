@@ -1,13 +1,14 @@
 """The Triton backend: one launch forward, one backward (two for gram "sample" with reduction "none").
 
 A listing of the design: `operators` name the computations; `icd_loss`, `region_features`, `region_logits`, `gram_kl`
-and `backward` launch them; `kernels` are the order of each launch's tasks, made of `tasks`, `pool`, `project`,
-`logits` (sum, average, normalise) and `gram_stage`, this of `class_gram` (`exact_class` with `exponential`, or
-`linear_class` with `chebyshev`), `spatial_task` (`resident_gram`, one tile, or `points_gram`, many), `sample_task`,
-`divergence` (small KLs), `fold` and `finish` (the images that are done); the backward of `cell_gradient`,
-`weight_gradient` (both read dl/dz by `upstream`) and `unpool`. Launchers are made of `plan` (what a call needs but
-tensors) from `plan_parts` (sizes and workspace) and `configs` (block sizes by shape), `work` (what the Gram stage
-works on), `counters`, `structs` (groups of arguments), `forms` (numbers that kernels compare) and `launch`.
+and `backward` launch them; `kernels` are the order of each launch's tasks (`chained`: as three launches), made of
+`tasks`, `pool`, `project`, `logits` (sum, average, normalise) and `gram_stage`, this of `class_gram` (`exact_class`
+with `exponential`, or `linear_class` with `chebyshev`), `spatial_task` (`resident_gram`, one tile, or `points_gram`,
+many), `sample_task`, `divergence` (small KLs), `fold` and `finish` (the images that are done); the backward of
+`cell_gradient`, `weight_gradient` (both read dl/dz by `upstream`) and `unpool`. Launchers are made of `plan` (what a
+call needs but tensors) from `plan_parts` (sizes and workspace) and `configs` (block sizes by shape), `work` (what the
+Gram stage works on), `counters`, `structs` (groups of arguments), `forms` (numbers that kernels compare) and `launch`
+(with `native`, by the compiled extension).
 """
 
 from __future__ import annotations

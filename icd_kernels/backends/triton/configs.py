@@ -32,9 +32,15 @@ import triton
 
 from icd_kernels.problem import CLASS, SAMPLE
 
+LAUNCHES = 1
+"""Of the forward: one; or three, for experiments on NVIDIA's GPUs (chained.py)."""
 WARPS = 4
 STAGES = 3
+REGISTERS = 168
+"""Per thread in the forward: three programs on a multiprocessor of 65,536."""
 MOST_REGISTERS = 255
+PRODUCT_TILE = (64, 64, 32)
+"""Rows, columns and depth of a tile of a product of float32 or halves, forward."""
 SPREAD = 264
 """Programs wanted for a product: two for each of an H100's 132 multiprocessors."""
 WEIGHT_SPREAD = 396
@@ -61,13 +67,13 @@ def autotunes() -> bool:
 
 
 def registers(gram: int, classes: int, dtype: torch.dtype) -> int:
-    """Registers per thread of the whole loss: with 168, three programs share a multiprocessor of 65,536.
+    """Registers per thread of the whole loss.
 
     Sample, float64 and class sums linear in K would spill: they have 255, and are told so, since the assembler by
     itself takes fewer and spills.
     """
     is_linear = gram == CLASS and class_sum(classes) != "exact"
-    return MOST_REGISTERS if is_linear or gram == SAMPLE or dtype == torch.float64 else 168
+    return MOST_REGISTERS if is_linear or gram == SAMPLE or dtype == torch.float64 else REGISTERS
 
 
 def backward_registers(dtype: torch.dtype) -> int | None:
@@ -99,7 +105,7 @@ def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     """Rows, columns and depth of a tile of a matrix product."""
     if dtype == torch.float64:
         return 32, 32, 16
-    return {"ieee": (32, 64, 16), "tf32x3": (64, 64, 32), "tf32": (64, 64, 32)}[precision]
+    return (32, 64, 16) if precision == "ieee" else PRODUCT_TILE
 
 
 def backward_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:

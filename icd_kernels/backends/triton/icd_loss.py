@@ -1,4 +1,4 @@
-"""icd_loss: from two feature maps to the loss and dl/dz in one launch."""
+"""icd_loss: from two feature maps to the loss and dl/dz, in one launch unless configs.LAUNCHES says otherwise."""
 
 from typing import Any
 
@@ -42,9 +42,9 @@ def icd_loss(
     def arguments(*networks: Tensor | None) -> tuple[Any, ...]:
         return _arguments(plan, networks, space, nodes, loss, saved, pooled, slot.counters)
 
-    plan.launch(
-        device, arguments, tensors, (loss, saved, pooled, space, nodes, slot.table), slot.stream, (options.temperature,)
-    )
+    allocated = (loss, saved, pooled, space, nodes, slot.table)
+    for launch in plan.launches:
+        launch(device, arguments, tensors, allocated, slot.stream, (options.temperature,))
     return loss, saved, pooled
 
 

@@ -38,13 +38,25 @@ def icd_loss_kernel(
     FORM: tl.constexpr,
     SLOT: tl.constexpr,
 ):
+    """The whole loss."""
+    icd_loss_task(
+        draw_task(counters), student, teacher, student_logits, teacher_logits, work, counters, batch, student_group,
+        student_splits, teacher_group, teacher_splits, wants_gradient, temperature, STUDENT, TEACHER, FORM, SLOT,
+    )  # fmt: skip
+
+
+@triton.jit
+def icd_loss_task(
+    task, student, teacher, student_logits, teacher_logits, work, counters, batch, student_group, student_splits,
+    teacher_group, teacher_splits, wants_gradient, temperature, STUDENT: tl.constexpr, TEACHER: tl.constexpr,
+    FORM: tl.constexpr, SLOT: tl.constexpr,
+):  # fmt: skip
     """Tasks in order: pool teacher, pool student, project teacher, project student, Gram stage.
 
     Conditions stand beside each other: nested, each level doubles the time some passes of the compiler take.
     """
     student_division = divided(student, student_group, student_splits, STUDENT)
     teacher_division = divided(teacher, teacher_group, teacher_splits, TEACHER)
-    task = draw_task(counters)
     first_student_pool = batch * pool_tasks(teacher, TEACHER)
     first_project = first_student_pool + batch * pool_tasks(student, STUDENT)
     first_student_project = first_project + tl.cdiv(batch, teacher_group) * teacher_division[2]

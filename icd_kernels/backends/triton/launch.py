@@ -26,14 +26,19 @@ class Launch:
     tensors varies. The compiled kernel is cached by it, and its arguments as places within the tensors of a call.
     """
 
-    def __init__(self, kernel: Any, programs: int, *, registers: int | None = None, **constants: Any) -> None:
+    def __init__(
+        self, kernel: Any, programs: int, *, registers: int | None = None, is_chained: bool = False, **constants: Any
+    ) -> None:
         """`registers`: the most per thread, so that enough programs fit on a multiprocessor; None: as many as it likes.
+
+        `is_chained`: it may begin while the launch before it ends, for which the kernel waits itself.
 
         `constants`: those of the kernel, in its order, which must be its last arguments.
         """
         self.kernel = kernel
         self.programs = programs
         self.registers = registers
+        self.is_chained = is_chained
         self.constants = constants if interprets() else {name: grouped(value) for name, value in constants.items()}
         self._runners: dict[Any, _Runner] = {}
 
@@ -80,10 +85,10 @@ class Launch:
         every = (*args, *last)
         if configs.autotunes() and device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                _run(self.kernel, self.programs, every, self.constants, warps, stages, self.registers)
+                self._run(every, warps, stages)
                 return
             warps, stages = self._tuned(every)
-        compiled = _run(self.kernel, self.programs, every, self.constants, warps, stages, self.registers)
+        compiled = self._run(every, warps, stages)
         if compiled is not None and torch.version.hip is None:
             self._runners[key] = _Runner(
                 compiled, self.programs, _places(args, given, allocated), len(last), tuple(self.constants.values())
@@ -93,12 +98,14 @@ class Launch:
         """The fastest of the choices, timed once for each kernel, number of programs and constants."""
         key = (self.kernel, self.programs, tuple(self.constants.values()))
         if key not in _TUNED:
-            timings = [
-                _milliseconds(_run, self.kernel, self.programs, args, self.constants, *choice, self.registers)
-                for choice in configs.AUTOTUNE_CHOICES
-            ]
+            timings = [_milliseconds(self._run, args, *choice) for choice in configs.AUTOTUNE_CHOICES]
             _TUNED[key] = configs.AUTOTUNE_CHOICES[timings.index(min(timings))]
         return _TUNED[key]
+
+    def _run(self, args: tuple[Any, ...], warps: int, stages: int) -> Any:
+        """Launches by Triton's own dispatch; returns what it compiled, None where it interprets."""
+        options = compile_options(warps, stages, self.registers, self.is_chained)
+        return _run(self.kernel, self.programs, args, self.constants, options)
 
 
 class _Runner:
@@ -166,19 +173,19 @@ def _wrapped(field: Any) -> Any:
     return tl.constexpr(grouped(field))
 
 
-def compile_options(warps: int, stages: int, registers: int | None) -> dict[str, Any]:
-    """Triton's options of a launch; the limit of registers is one of NVIDIA's."""
+def compile_options(warps: int, stages: int, registers: int | None, is_chained: bool = False) -> dict[str, Any]:
+    """Triton's options of a launch; the limit of registers and chains of launches are NVIDIA's."""
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    if registers is not None and torch.version.hip is None and not interprets():
-        options["maxnreg"] = registers
+    if torch.version.hip is None and not interprets():
+        if registers is not None:
+            options["maxnreg"] = registers
+        if is_chained:
+            options["launch_pdl"] = True
     return options
 
 
-def _run(
-    kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, warps: int, stages: int, registers: int | None
-) -> Any:
-    """Launches by Triton's own dispatch; returns what it compiled, None where it interprets."""
-    return kernel[(programs,)](*args, **constants, **compile_options(warps, stages, registers))
+def _run(kernel: Any, programs: int, args: tuple[Any, ...], constants: Any, options: dict[str, Any]) -> Any:
+    return kernel[(programs,)](*args, **constants, **options)
 
 
 def _is_current(device: torch.device) -> bool:

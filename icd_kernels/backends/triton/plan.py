@@ -9,6 +9,7 @@ import torch
 
 from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton import counters as counter_slots
+from icd_kernels.backends.triton.chained import gram_kernel, pool_kernel, project_kernel
 from icd_kernels.backends.triton.kernels import (
     backward_kernel,
     fold_kernel,
@@ -63,7 +64,8 @@ class ICDLossPlan(NamedTuple):
     space: int
     """Numbers of workspace, in pieces of `spaces`."""
     classes: int
-    launch: Launch
+    launches: tuple[Launch, ...]
+    """One, or a chain of three."""
 
 
 @lru_cache(maxsize=1024)
@@ -111,15 +113,21 @@ def plan_icd_loss(
         spaces=sizes,
         space=sum(sizes),
         classes=classes,
-        launch=Launch(
-            icd_loss_kernel,
-            teacher.tasks + student.tasks + plan.tasks,
-            registers=configs.registers(options.gram, classes, dtype),
-            STUDENT=student.constants,
-            TEACHER=teacher.constants,
-            FORM=plan.form,
-            SLOT=counter_slots.SLOT,
-        ),
+        launches=_forward_launches(student, teacher, plan, configs.registers(options.gram, classes, dtype)),
+    )
+
+
+def _forward_launches(student: NetworkPlan, teacher: NetworkPlan, gram: GramPlan, registers: int) -> tuple[Launch, ...]:
+    constants: dict[str, Any] = {
+        "STUDENT": student.constants, "TEACHER": teacher.constants, "FORM": gram.form, "SLOT": counter_slots.SLOT
+    }  # fmt: skip
+    pools, projections = (student.pool_tasks + teacher.pool_tasks), (student.project_tasks + teacher.project_tasks)
+    if configs.LAUNCHES == 1:
+        return (Launch(icd_loss_kernel, pools + projections + gram.tasks, registers=registers, **constants),)
+    return (
+        Launch(pool_kernel, pools, **constants),
+        Launch(project_kernel, projections, registers=registers, is_chained=True, **constants),
+        Launch(gram_kernel, gram.tasks, registers=registers, is_chained=True, **constants),
     )
 
 
@@ -160,7 +168,7 @@ def plan_region_logits(
         spaces(0 if save_pooled else network.pooled_size, 0 if is_direct else network.logits_size),
         Launch(
             region_logits_kernel,
-            network.tasks + (0 if is_direct else batch * form.CELLS),
+            network.pool_tasks + network.project_tasks + (0 if is_direct else batch * form.CELLS),
             registers=configs.MOST_REGISTERS if dtype == torch.float64 else None,
             NETWORK=network.constants,
             FORM=form,

@@ -115,8 +115,8 @@ class NetworkPlan(NamedTuple):
     """From one image's projected logits to the next."""
     division: tuple[int, int]
     """Images of a group, and parts of the channels (project.divided)."""
-    tasks: int
-    """Of pooling and projection."""
+    pool_tasks: int
+    project_tasks: int
     pooled_size: int
     logits_size: int
 
@@ -159,7 +159,8 @@ def plan_network(
         numbers=(channels, classes, pitch, *features.stride, *weight.stride, bias_stride),
         cells_pitch=cells * pitch,
         division=(group_images, splits),
-        tasks=pool_tasks + groups * group_tiles * splits,
+        pool_tasks=pool_tasks,
+        project_tasks=groups * group_tiles * splits,
         pooled_size=batch * cells * channels,
         logits_size=splits * batch * cells * pitch,
     )
