@@ -7,7 +7,7 @@ normaliser and the means of z under its softmax, and of every column a sum over 
 A thread holds whole rows and walks over the columns, whose logits are the same for all threads: nothing is passed
 between threads. x is in units of ln 2, so that exponentials are powers of two.
 
-Rows leave what columns need of them in the workspace, ROW_VALUES numbers each. Let a_j be the rounded product of x_j
+What columns need of rows is kept in the workspace, ROW_VALUES numbers of each. Let a_j be the rounded product of x_j
 and the z at which row j is largest. Then 2^(x_j z_k - a_j) takes one fused multiply-add, which keeps its digits
 wherever it is not negligible. What the rounding of a_j left out goes into the row's weight, as its normaliser does.
 """
@@ -19,7 +19,7 @@ from icd_kernels.backends.triton.divergence import has_close_rows, kl_terms
 from icd_kernels.backends.triton.exponential import LN2, LOG2E, exp2, load_4, multiply_add, power_of_two
 
 ROW_VALUES: tl.constexpr = tl.constexpr(6)
-"""Numbers that a row of both networks leaves in the workspace."""
+"""Numbers kept of a row: x, -a and the weight, of the student and of the teacher."""
 STEP: tl.constexpr = tl.constexpr(8)
 """Columns whose terms are added up by themselves: a long run of equal terms rounds the same way every time."""
 
@@ -52,8 +52,8 @@ def exact_class(
         if wants_gradient:
             student = tl.load(p_student + o_rows, mask=m_rows, other=0.0)
             m_pitch = o_rows < pitch
-            _leave(p_rows + o_rows, pitch, m_pitch, x_student, e_student, student / student_sum)
-            _leave(p_rows + 3 * pitch + o_rows, pitch, m_pitch, x_teacher, e_teacher, -student / teacher_sum)
+            _keep_rows(p_rows + o_rows, pitch, m_pitch, x_student, e_student, student / student_sum)
+            _keep_rows(p_rows + 3 * pitch + o_rows, pitch, m_pitch, x_teacher, e_teacher, -student / teacher_sum)
             tl.store(p_gradient + o_rows, tl.where(m_rows, gradient, 0.0), mask=m_pitch)
     if wants_gradient:
         tl.debug_barrier()
@@ -76,8 +76,8 @@ def _row_points(p_logits, o_rows, m_rows, low, high, unit):
 
 
 @triton.jit
-def _leave(p_values, pitch, m_pitch, x, e, share):
-    """What the columns need of rows of one network: x, -a, and the row's weight, `share` without the rounding of a.
+def _keep_rows(p_values, pitch, m_pitch, x, e, share):
+    """Writes what columns need of rows of one network: x, -a, and the weight, `share` without the rounding of a.
 
     The rounding of a huge a alone would overflow 2^x. There every entry but the row's largest is 0, by half of x too;
     x is rounded to a power of two, and a is exact. Rows from K to `pitch` have x = 0 and weight 0, so that columns go
@@ -171,7 +171,7 @@ def _columns(p_rows, student, teacher, classes, pitch, FORM: tl.constexpr):
 
 @triton.jit
 def _four_rows(part, p_values, student, teacher, pitch, FORM: tl.constexpr):
-    """`part` with the terms of four rows j, whose values :func:`_leave` wrote."""
+    """`part` with the terms of four rows j, whose values :func:`_keep_rows` wrote."""
     x_student = load_4(p_values, FORM.PTX)
     a_student = load_4(p_values + pitch, FORM.PTX)
     student_weight = load_4(p_values + 2 * pitch, FORM.PTX)
