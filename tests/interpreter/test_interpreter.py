@@ -210,6 +210,19 @@ class TestHardNumbers:
         for inputs in ((student * magnitude, teacher), (student, teacher * magnitude)):
             assert_no_worse_than_eager(replace(gram_kl_problem(case), inputs=inputs), TRITON)
 
+    @pytest.mark.parametrize("magnitude", [3.0, 3e2, 1e4, 1e6])
+    def test_columns_of_a_class_gram_keep_their_digits(self, magnitude: float) -> None:
+        """Exponents of size magnitude² are differences there, and must round as differences do."""
+        generator = torch.Generator().manual_seed(0)
+        student, teacher = (torch.randn(3, 18, 1, generator=generator) * magnitude for _ in range(2))
+        gradients = []
+        for backend, dtype in (("reference", torch.float64), (TRITON, torch.float32)):
+            leaf = student.to(dtype).requires_grad_()
+            loss = gram_kl(leaf, teacher.to(dtype), scales=(1,), gram="class", backend=backend)
+            gradients.append(grad(loss, leaf)[0].double())
+        exact, found = gradients
+        assert (found - exact).abs().max() <= 2e-6 * exact.abs().max()
+
     @pytest.mark.parametrize("gram", GRAMS)
     @pytest.mark.parametrize("temperature", [1e-2, 1e3])
     def test_temperatures(self, gram: str, temperature: float) -> None:

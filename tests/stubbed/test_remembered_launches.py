@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks import stub_driver
 from icd_kernels.backends.triton import launch
+from icd_kernels.backends.triton.structs import Work
 from icd_kernels.problem import CLASS, MEAN, NONE, SPATIAL, GramOptions
 
 LAUNCHES: list[tuple[Any, tuple[Any, ...]]] = []
@@ -112,6 +113,18 @@ def test_another_dtype_has_a_kernel_of_its_own() -> None:
     wide = scaled(tensor(2, 5, 7, dtype=torch.float64), tensor(dtype=torch.float64))
     assert "fp64" in str(wide.signature)
     assert "fp64" not in str(narrow.signature)
+
+
+@pytest.mark.parametrize("classes", [1, 5, 18])
+def test_a_class_gram_reads_sixteen_bytes_at_a_time(classes: int) -> None:
+    """For which rows of its workspace must begin there, whatever K is and whatever callers give."""
+    options = GramOptions((1, 2), (0.5, 0.125), CLASS, (0.0, 0.0), 1.0, MEAN)
+    logits = tensor(2, classes, 5, misaligned=True)
+    OPERATORS.gram_kl(logits, logits, *options, True)
+    (_, arguments), *_ = LAUNCHES
+    work = Work(*shown(arguments)[2])
+    assert work.pitch % 16 == 0
+    assert all(pointer % 16 == 0 for pointer in (work.p_student, work.p_teacher, work.p_rows))
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
