@@ -15,7 +15,7 @@ from test_remembered_launches import LAUNCHES, OPERATORS, expected, tensor
 from triton import knobs
 
 from icd_kernels.backends.triton import native, plan
-from icd_kernels.problem import CLASS, MEAN, NONE, SAMPLE, SPATIAL, GramOptions
+from icd_kernels.problem import CLASS, MEAN, NONE, SPATIAL, GramOptions
 
 ENTRY = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *([ctypes.c_uint] * 7), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
@@ -25,7 +25,6 @@ READ_AS: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp64":
 OPTIONS = {
     "spatial": GramOptions((1, 2), (0.5, 0.5), SPATIAL, (0.0, 1.0), 2.0, MEAN),
     "class": GramOptions((1, 2), (0.5, 0.5), CLASS, (1.0, 0.5), 0.75, NONE),
-    "sample": GramOptions((1, 2), (0.5, 0.5), SAMPLE, (0.0, 0.0), 3.0, NONE),
 }
 
 
@@ -91,15 +90,14 @@ def step(form: str, dtype: torch.dtype = torch.float32, *, misaligned: bool = Fa
     OPERATORS.icd_loss_backward(loss, saved, pooled, student[1], *layout, *options, finest, (True, True, False))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", OPTIONS)
+@pytest.mark.parametrize(("form", "dtype"), [("spatial", torch.float32), ("class", torch.float64)])
 def test_the_driver_gets_what_triton_would_give_it(driver: Driver, form: str, dtype: torch.dtype) -> None:
     step(form, dtype)
     driver.sources = [source for source, _ in LAUNCHES]
     with expected() as made:
         step(form, dtype)
     assert len(LAUNCHES) == len(driver.sources), "the second step went through Triton's launcher"
-    assert len(driver.parameters) == len(driver.sources) == (3 if form == "sample" else 2)
+    assert len(driver.parameters) == len(driver.sources) == 2
     for source, parameters, arguments in zip(driver.sources, driver.parameters, made, strict=True):
         assert parameters == [value or 0 for _, value in taken(source, arguments)]
     for grid_x, *rest in driver.sizes:
