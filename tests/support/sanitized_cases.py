@@ -1,10 +1,14 @@
-"""The compiled CPU operators over every option and odd shapes, against the reference; run by test_sanitizers.py."""
+"""The compiled CPU operators over every option and odd shapes, against the reference, and the launcher of Triton's
+kernels; run by test_sanitizers.py."""
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import struct
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -78,8 +82,29 @@ def run_rows(case: int, logits: Tensor) -> None:
         loss.backward()
 
 
+def run_launch() -> None:
+    """The launcher of Triton's kernels (csrc/triton/launch.cpp), with a function in place of the driver's."""
+    seen: list[int] = []
+
+    def driver(*arguments: int) -> int:
+        parameters = ctypes.cast(arguments[9], ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)))
+        seen.extend(parameters[n][0] for n in range(256 + 4))
+        return 0
+
+    kinds = [ctypes.c_void_p, *([ctypes.c_uint] * 7), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(driver)
+    entry = ctypes.cast(function, ctypes.c_void_p).value
+    places = [(0, 0, -1), (1, 2, 16), (2, 0, 0)] + [(0, 0, n) for n in range(253)]
+    plan = struct.pack("<QQIIII", entry, 1, 8, 128, 0, len(places))
+    plan += b"".join(struct.pack("<iiq", *place) for place in places)
+    assert import_module("icd_kernels._C").launch(plan, [0, 0, 1 << 40], (1.0,), 0) == 0
+    assert seen[:4] == [2**64 - 1, (1 << 40) + 16, 0x3FF0000000000000, 0]
+    assert seen[255:] == [252, 0, 0, 0, 0]
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
+    run_launch()
     options = itertools.product(GRAMS, PYRAMIDS, NORMALIZATIONS, REDUCTIONS)
     cases = 0
     for cases, option in enumerate(options, start=1):
