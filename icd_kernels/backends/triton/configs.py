@@ -12,7 +12,7 @@ the compiled code (instructions, shared-memory conflicts, latencies of an H100),
   warpgroup products on sm_90: 384 instructions where two tiles of 32 rows take 826 (model).
 - Where tiles are too few to occupy the chip, the depth is split so that about SPREAD programs work on it, in at most
   MAX_SPLITS parts (model).
-- class: a thread holds two rows and walks over the columns: 29 instructions for a pair of both networks where sums over
+- class: a thread holds two rows and walks over the columns: 21 instructions for a pair of both networks where sums over
   tiles took 121 (model); from LINEAR_FROM classes on, the sums linear in K where they are estimated to cost less
   (model).
 - spatial: a scale's logits are one tile where there are at most POINT_BLOCK cells and RESIDENT_CLASSES classes; its
