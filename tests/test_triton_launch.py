@@ -107,5 +107,6 @@ class TestLaunch:
     def test_plans_do_not_grow_with_calls(self) -> None:
         plan, parts = part("plan"), part("plan_parts")
         tensors = (torch.randn(2, 4, 3, 3), torch.randn(5, 4), None)
-        plans = [plan.plan_region_logits(parts.layouts(tensors), "highest", (1, 2), 2, False) for _ in range(100)]
+        key = (parts.layouts(tensors), tensors[0].device, "highest", (1, 2), 2, False)
+        plans = [plan.plan_region_logits(*key) for _ in range(100)]
         assert all(each is plans[0] for each in plans)

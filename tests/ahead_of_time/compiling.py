@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from icd_kernels.backends.triton import launch
+from icd_kernels.backends.triton import configs, launch, plan
 
 SHARED_LIMITS = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 """Bytes of shared memory one program can have."""
@@ -66,7 +66,12 @@ def launches_of(call: Callable[[], Any], target: str = "sm_90") -> list[Launch]:
     with recorded_launches() as launches, pytest.MonkeyPatch.context() as monkeypatch:
         if TARGETS[target].backend == "hip":
             monkeypatch.setattr(torch.version, "hip", "6.0")
+        else:
+            generation = divmod(int(TARGETS[target].arch), 10)
+            monkeypatch.setattr(configs, "capability", lambda device: generation)
+        plan.forget()
         call()
+    plan.forget()
     return launches
 
 

@@ -29,12 +29,13 @@ MOST_INSTRUCTIONS_PER_PAIR = 22
 """A limit for both passes of the exact class sum together, for each (row, column) pair of both networks."""
 
 
-def allowed_spills(precision: str) -> int:
-    """A limit on sm_90: none in float32, two in the spatial forward of halves. 3.9's assembler spills 4 and 12."""
+def allowed_spills(target: str, precision: str) -> int:
+    """A limit: on sm_90 none in float32 and two in the spatial forward of halves, on sm_80 two. 3.9's assembler spills 4
+    and 12 on sm_90."""
     import triton
 
     version = tuple(map(int, triton.__version__.split(".")[:2]))
-    return (2 if precision == "bfloat16" else 0) + (0 if version <= (3, 7) else 10)
+    return (2 if precision == "bfloat16" or target == "sm_80" else 0) + (0 if version <= (3, 7) else 10)
 
 
 @pytest.fixture(scope="module", params=list(TARGETS))
@@ -56,8 +57,8 @@ def test_every_kernel_compiles_and_fits(rows: list[Row]) -> None:
     assert {row.kernel for row in rows} == launchers | pooling | {"backward_kernel", "fold_kernel", "scale_kernel"}
     for row in rows:
         assert row.shared <= SHARED_LIMITS[row.target], row
-        if row.target == "sm_90":
-            assert row.spills <= allowed_spills(row.configuration.precision), row
+        if row.target in ("sm_80", "sm_90"):
+            assert row.spills <= allowed_spills(row.target, row.configuration.precision), row
 
 
 @pytest.mark.thorough

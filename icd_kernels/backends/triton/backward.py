@@ -94,7 +94,7 @@ def _gradients(
         return outputs[0], outputs[1].zero_(), outputs[2].zero_()
     plan = plan_backward(
         layouts((gradient, upstream, weight)), (tuple(size), tuple(stride), dtype), bias_dtype, tuple(scales), finest,
-        tuple(wanted), torch.get_float32_matmul_precision(),
+        tuple(wanted), weight.device, torch.get_float32_matmul_precision(),
     )  # fmt: skip
     space = gradient.new_empty(sum(plan.spaces))
     slot = counter_slots.counters_for(weight.device)

@@ -9,7 +9,8 @@ the compiled code (instructions, shared-memory conflicts, latencies of an H100),
   a launch of its own, with more programs at once, the forward was 3 to 5 % faster: not worth the second launch (GPU).
 - Products go through tensor cores, float32 as three TF32 products (GPU: 228 us for a forward of CUB
   ResNet50→ShuffleNetV1 that took 401 with fused multiply-adds); float64 does not. Tiles of 64 rows, which become
-  warpgroup products on sm_90: 384 instructions where two tiles of 32 rows take 826 (model).
+  warpgroup products on sm_90: 384 instructions where two tiles of 32 rows take 826 (model). Half as deep on sm_80,
+  where deeper ones spilled 26 to 184 registers (binaries).
 - Where tiles are too few to occupy the chip, the depth is split so that about SPREAD programs work on it, in at most
   MAX_SPLITS parts (model).
 - class: a thread holds two rows and walks over the columns: 21 instructions for a pair of both networks where sums over
@@ -101,17 +102,29 @@ def channel_block(channels: int, cells: int, bits: int) -> int:
     return power_of_two(channels, 16, 16 if bits == 64 else 128 if bits == 16 and cells <= 16 else 64)
 
 
-def product_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of an NVIDIA GPU; an H100's for any other device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 9, 0
+    return torch.cuda.get_device_capability(device)
+
+
+def product_blocks(dtype: torch.dtype, precision: str, device: torch.device) -> tuple[int, int, int]:
     """Rows, columns and depth of a tile of a matrix product."""
     if dtype == torch.float64:
         return 32, 32, 16
-    return (32, 64, 16) if precision == "ieee" else PRODUCT_TILE
+    if precision == "ieee":
+        return 32, 64, 16
+    rows, columns, depth = PRODUCT_TILE
+    # Before warpgroup products a warp holds both operands in registers, three parts of each: deeper tiles spill.
+    return (rows, columns, 16) if precision == "tf32x3" and capability(device) < (9, 0) else (rows, columns, depth)
 
 
-def backward_blocks(dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
+def backward_blocks(dtype: torch.dtype, precision: str, device: torch.device) -> tuple[int, int, int]:
     """The same for the backward, whose operands lie across the depth: warpgroup products of TF32 would have to turn
     them over in shared memory, eight lanes to a bank."""
-    return (32, 64, 32) if dtype == torch.float32 and precision == "tf32x3" else product_blocks(dtype, precision)
+    is_split = dtype == torch.float32 and precision == "tf32x3"
+    return (32, 64, 32) if is_split else product_blocks(dtype, precision, device)
 
 
 def splits(tiles: int, depth: int, depth_block: int, programs: int | None = None) -> int:
@@ -166,9 +179,7 @@ def node_space(classes: int) -> int:
 
 def double_cost(device: torch.device) -> int:
     """What a float64 exponential costs, in float32 ones: it is an estimate, by the rate of float64 on the device."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return 8
-    return 8 if torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0)) else 128
+    return 8 if capability(device) in ((8, 0), (9, 0), (10, 0)) else 128
 
 
 def class_blocks(classes: int, dtype: torch.dtype) -> tuple[int, int]:

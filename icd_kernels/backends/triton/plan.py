@@ -85,8 +85,8 @@ def plan_icd_loss(
     batch, classes = student_layouts[0][0][0], student_layouts[1][0][0]
     dtype = math_dtype(networks)
     products = precision(dtype, setting)
-    student = plan_network(student_layouts, dtype, products, options.scales, student_finest)
-    teacher = plan_network(teacher_layouts, dtype, products, options.scales, teacher_finest)
+    student = plan_network(student_layouts, dtype, products, options.scales, student_finest, device)
+    teacher = plan_network(teacher_layouts, dtype, products, options.scales, teacher_finest, device)
     keeps = options.keeps_logits and save_gradient
     gradient = save_gradient and not keeps
     plan = plan_gram(
@@ -146,6 +146,7 @@ class RegionLogitsPlan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_region_logits(
     layouts: Layouts,
+    device: torch.device,
     setting: str,
     scales: tuple[int, ...],
     finest: int,
@@ -154,10 +155,10 @@ def plan_region_logits(
     dtype = math_dtype(layouts)
     products = precision(dtype, setting)
     batch, classes = layouts[0][0][0], layouts[1][0][0]
-    network = plan_network(layouts, dtype, products, scales, finest)
+    network = plan_network(layouts, dtype, products, scales, finest, device)
     is_direct = finest == 0 and network.division[1] == 1
     if is_direct:
-        network = plan_network(layouts, dtype, products, scales, finest, pitch=classes)
+        network = plan_network(layouts, dtype, products, scales, finest, device, pitch=classes)
     plain = GramOptions(scales, (1.0,) * len(scales), CLASS, (0.0, 0.0), 1.0, NONE)
     form = plan_gram(batch, classes, dtype, plain, False, 0, gram_precision(products), finest, finest).form
     return RegionLogitsPlan(
@@ -231,6 +232,7 @@ def plan_backward(
     scales: tuple[int, ...],
     finest: int,
     wanted: tuple[bool, bool, bool],
+    device: torch.device,
     setting: str,
 ) -> BackwardPlan:
     """`tensors`: dl/dz, the upstream gradient and the weight; `outputs`, `bias_dtype`: of the gradients to write."""
@@ -240,7 +242,7 @@ def plan_backward(
     classes, channels = weight.shape
     batch = features.shape[0]
     products = precision(gradient.dtype, setting)
-    constants = backward_constants(gradient, features, base_scales(scales, finest), products)
+    constants = backward_constants(gradient, features, base_scales(scales, finest), products, device)
     group_images = group_rows(batch, constants.CELLS, constants.ROW_BLOCK)
     group_tiles = ceil_div(group_images * constants.CELLS, constants.ROW_BLOCK)
     blocks = ceil_div(channels, constants.CLASS_BLOCK)
@@ -270,10 +272,12 @@ def plan_backward(
     )
 
 
-def backward_constants(gradient: Layout, features: Layout, base: tuple[int, ...], products: str) -> NetworkConstants:
+def backward_constants(
+    gradient: Layout, features: Layout, base: tuple[int, ...], products: str, device: torch.device
+) -> NetworkConstants:
     """What the kernel is compiled for."""
     accumulates = LANGUAGE_DTYPES[gradient.dtype]
-    row_block, class_block, depth_block = configs.backward_blocks(gradient.dtype, products)
+    row_block, class_block, depth_block = configs.backward_blocks(gradient.dtype, products, device)
     constants = map_constants(features, gradient.dtype, accumulates, base)
     return constants._replace(
         ROWS_APART=gradient.stride[0] != constants.CELLS * gradient.stride[1],

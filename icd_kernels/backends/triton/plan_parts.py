@@ -136,6 +136,7 @@ def plan_network(
     products: str,
     scales: tuple[int, ...],
     finest: int,
+    device: torch.device,
     pitch: int = 0,
 ) -> NetworkPlan:
     """How one network, given by its features, weight and bias, is pooled and projected.
@@ -144,7 +145,7 @@ def plan_network(
     """
     features, weight = Layout(*network[0]), Layout(*network[1])
     bias = None if network[2] is None else Layout(*network[2])
-    constants = _network_constants(features, weight, dtype, products, base_scales(scales, finest))
+    constants = _network_constants(features, weight, dtype, products, base_scales(scales, finest), device)
     batch, channels = features.shape[:2]
     classes, cells = weight.shape[0], constants.CELLS
     group_images = group_rows(batch, cells, constants.ROW_BLOCK)
@@ -179,12 +180,12 @@ def group_rows(batch: int, cells: int, row_block: int) -> int:
 
 
 def _network_constants(
-    features: Layout, weight: Layout, dtype: torch.dtype, products: str, base: tuple[int, ...]
+    features: Layout, weight: Layout, dtype: torch.dtype, products: str, base: tuple[int, ...], device: torch.device
 ) -> NetworkConstants:
     """What the kernel is compiled for, on the base scales."""
     channels = features.shape[1]
     pool = pool_dtype(features.dtype, dtype)
-    row_block, class_block, depth_block = configs.product_blocks(dtype, products)
+    row_block, class_block, depth_block = configs.product_blocks(dtype, products, device)
     head_bytes, tile_bytes = weight.shape[0] * channels * weight.dtype.itemsize, row_block * channels * dtype.itemsize
     return map_constants(features, dtype, pool, base)._replace(
         BAND=configs.row_band(head_bytes, tile_bytes),

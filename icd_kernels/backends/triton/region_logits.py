@@ -18,7 +18,7 @@ def region_logits(
     tensors = (features, weight, bias)
     batch, classes = features.shape[0], weight.shape[0]
     setting = torch.get_float32_matmul_precision()
-    plan = plan_region_logits(layouts(tensors), setting, tuple(scales), finest, save_pooled)
+    plan = plan_region_logits(layouts(tensors), features.device, setting, tuple(scales), finest, save_pooled)
     network = plan.network
     logits = features.new_empty((batch, plan.cells, classes), dtype=plan.dtype)
     pooled = logits.new_empty((batch, network.constants.CELLS, features.shape[1]) if save_pooled else (0,))
