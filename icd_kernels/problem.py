@@ -70,9 +70,12 @@ def lower_gram(options: Options, classes: int) -> GramOptions:
 
 def lower(options: Options, classes: int, student_size: Sequence[int], teacher_size: Sequence[int]) -> Problem:
     """The numbers of `icd_loss` for K classes and maps of these sizes (B, C, H, W)."""
-    if torch.compiler.is_compiling():  # sizes may be symbols, which must not be remembered
-        return _lower(options, classes, student_size, teacher_size)
-    return _remembered(options, classes, student_size, teacher_size)
+    if not torch.compiler.is_compiling():  # which must not trace the memory
+        try:
+            return _remembered(options, classes, student_size, teacher_size)
+        except TypeError:  # sizes that are symbols, as of make_fx, cannot be remembered
+            pass
+    return _lower(options, classes, student_size, teacher_size)
 
 
 def _lower(options: Options, classes: int, student_size: Sequence[int], teacher_size: Sequence[int]) -> Problem:

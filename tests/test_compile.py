@@ -11,6 +11,7 @@ import torch
 from cases import EVERY_BACKEND, FORMS, STUDENT, Case, Network, Tensors, loss_of
 from torch import Tensor
 from torch.autograd import grad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from icd_kernels import gram_kl, icd_loss, region_logits
 
@@ -44,6 +45,17 @@ class TestCompile:
             case = Case(batch, 5, Network(11, height, width), Network(13, 17, 19))
             with torch.compiler.set_stance("default" if batch == 7 else "fail_on_recompile"):
                 assert_same(compiled, backend, {}, case)
+
+    @pytest.mark.parametrize("options", FORMS[:3])
+    def test_symbols_without_a_compiler(self, backend: str, options: dict[str, Any]) -> None:
+        """Sizes that are symbols, which no memory of what was planned may be asked for."""
+        tensors = Case(options=options).tensors().requiring_grad(*STUDENT)
+
+        def compute(*given: Tensor) -> Tensor:
+            return loss_of(Tensors(*given), backend, **options)
+
+        graph = make_fx(compute, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*tensors)
+        torch.testing.assert_close(graph(*tensors), compute(*tensors))
 
     def test_inside_a_model(self, backend: str) -> None:
         """Layers before the loss, everything in one graph, parameters' gradients through it."""

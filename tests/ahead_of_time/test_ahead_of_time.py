@@ -30,8 +30,8 @@ MOST_INSTRUCTIONS_PER_PAIR = 22
 
 
 def allowed_spills(target: str, precision: str) -> int:
-    """A limit: on sm_90 none in float32 and two in the spatial forward of halves, on sm_80 two. 3.9's assembler spills 4
-    and 12 on sm_90."""
+    """A limit: on sm_90 none in float32 and two in the spatial forward of halves, on sm_80 two. 3.9's assembler spills
+    4 and 12 on sm_90."""
     import triton
 
     version = tuple(map(int, triton.__version__.split(".")[:2]))
