@@ -51,7 +51,7 @@ class TestCompile:
         """Sizes that are symbols, which no memory of what was planned may be asked for."""
         tensors = Case(options=options).tensors().requiring_grad(*STUDENT)
 
-        def compute(*given: Tensor) -> Tensor:
+        def compute(*given: Any) -> Tensor:
             return loss_of(Tensors(*given), backend, **options)
 
         graph = make_fx(compute, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*tensors)

@@ -41,6 +41,11 @@ class Loop:
         return self.counts["MUFU.EX2"]
 
     @property
+    def spills(self) -> int:
+        """Moves of registers to and from local memory."""
+        return sum(count for name, count in self.counts.items() if name.startswith(("STL", "LDL")))
+
+    @property
     def products(self) -> int:
         return sum(count for name, count in self.counts.items() if name.startswith(("HMMA", "HGMMA", "DMMA")))
 

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 import triton
 
-from icd_kernels.problem import CLASS, SAMPLE
+from icd_kernels.problem import CLASS, SAMPLE, SPATIAL
 
 LAUNCHES = 1
 """Of the forward: one; or three, for experiments on NVIDIA's GPUs (chained.py)."""
@@ -75,6 +75,11 @@ def registers(gram: int, classes: int, dtype: torch.dtype) -> int:
     """
     is_linear = gram == CLASS and class_sum(classes) != "exact"
     return MOST_REGISTERS if is_linear or gram == SAMPLE or dtype == torch.float64 else REGISTERS
+
+
+def gram_registers(gram: int, classes: int, dtype: torch.dtype) -> int | None:
+    """Registers per thread of the Gram stage in a launch of its own."""
+    return None if gram == SPATIAL else registers(gram, classes, dtype)
 
 
 def backward_registers(dtype: torch.dtype) -> int | None:

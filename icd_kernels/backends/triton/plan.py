@@ -113,21 +113,30 @@ def plan_icd_loss(
         spaces=sizes,
         space=sum(sizes),
         classes=classes,
-        launches=_forward_launches(student, teacher, plan, configs.registers(options.gram, classes, dtype)),
+        launches=_forward_launches(student, teacher, plan, options.gram, classes, dtype),
     )
 
 
-def _forward_launches(student: NetworkPlan, teacher: NetworkPlan, gram: GramPlan, registers: int) -> tuple[Launch, ...]:
+def _forward_launches(
+    student: NetworkPlan, teacher: NetworkPlan, plan: GramPlan, gram: int, classes: int, dtype: torch.dtype
+) -> tuple[Launch, ...]:
     constants: dict[str, Any] = {
-        "STUDENT": student.constants, "TEACHER": teacher.constants, "FORM": gram.form, "SLOT": counter_slots.SLOT
+        "STUDENT": student.constants, "TEACHER": teacher.constants, "FORM": plan.form, "SLOT": counter_slots.SLOT
     }  # fmt: skip
     pools, projections = (student.pool_tasks + teacher.pool_tasks), (student.project_tasks + teacher.project_tasks)
+    registers = configs.registers(gram, classes, dtype)
     if configs.LAUNCHES == 1:
-        return (Launch(icd_loss_kernel, pools + projections + gram.tasks, registers=registers, **constants),)
+        return (Launch(icd_loss_kernel, pools + projections + plan.tasks, registers=registers, **constants),)
     return (
         Launch(pool_kernel, pools, **constants),
         Launch(project_kernel, projections, registers=registers, is_chained=True, **constants),
-        Launch(gram_kernel, gram.tasks, registers=registers, is_chained=True, **constants),
+        Launch(
+            gram_kernel,
+            plan.tasks,
+            registers=configs.gram_registers(gram, classes, dtype),
+            is_chained=True,
+            **constants,
+        ),
     )
 
 
@@ -203,7 +212,7 @@ def plan_gram_kl(
         image, image, batch * cells, plan.rows_size, batch * plan.units, 0 if options.reduction == NONE else batch,
         image if finest else 0,
     )  # fmt: skip
-    registers = None if options.gram == SPATIAL else configs.registers(options.gram, classes, dtype)
+    registers = configs.gram_registers(options.gram, classes, dtype)
     return plan, sizes, Launch(gram_kl_kernel, plan.tasks, registers=registers, FORM=plan.form, SLOT=counter_slots.SLOT)
 
 
