@@ -42,7 +42,7 @@ from icd_kernels.backends.triton.plan_parts import (
 )
 from icd_kernels.backends.triton.structs import NetworkConstants
 from icd_kernels.geometry import base_scales
-from icd_kernels.problem import CLASS, NONE, SPATIAL, GramOptions
+from icd_kernels.problem import CLASS, NONE, GramOptions
 
 SCALE_BLOCK = 1024
 
