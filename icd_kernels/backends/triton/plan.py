@@ -124,19 +124,13 @@ def _forward_launches(
         "STUDENT": student.constants, "TEACHER": teacher.constants, "FORM": plan.form, "SLOT": counter_slots.SLOT
     }  # fmt: skip
     pools, projections = (student.pool_tasks + teacher.pool_tasks), (student.project_tasks + teacher.project_tasks)
-    registers = configs.registers(gram, classes, dtype)
+    registers, of_gram = configs.registers(gram, classes, dtype), configs.gram_registers(gram, classes, dtype)
     if configs.LAUNCHES == 1:
         return (Launch(icd_loss_kernel, pools + projections + plan.tasks, registers=registers, **constants),)
     return (
         Launch(pool_kernel, pools, **constants),
         Launch(project_kernel, projections, registers=registers, is_chained=True, **constants),
-        Launch(
-            gram_kernel,
-            plan.tasks,
-            registers=configs.gram_registers(gram, classes, dtype),
-            is_chained=True,
-            **constants,
-        ),
+        Launch(gram_kernel, plan.tasks, registers=of_gram, is_chained=True, **constants),
     )
 
 
