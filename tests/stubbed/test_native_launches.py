@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,10 +69,22 @@ def taken(source: Any, values: Any) -> list[tuple[str, Any]]:
     return list(flat(source.signature.values(), values))
 
 
+NATIVE: list[tuple[Any, ...]] = []
+"""The arguments of every :func:`native.native_launch`."""
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     if native.launch is None:
         pytest.skip("the compiled extension is missing")
+    packed = native.native_launch
+
+    def noted(*arguments: Any) -> Any:
+        NATIVE.append(arguments)
+        return packed(*arguments)
+
+    monkeypatch.setattr(native, "native_launch", noted)
+    NATIVE.clear()
     LAUNCHES.clear()
     noting = Driver()
     monkeypatch.setattr(native, "driver_entry", lambda: ctypes.cast(noting.entry, ctypes.c_void_p).value)
@@ -100,9 +113,9 @@ def test_the_driver_gets_what_triton_would_give_it(driver: Driver, form: str, dt
     assert len(driver.parameters) == len(driver.sources) == 2
     for source, parameters, arguments in zip(driver.sources, driver.parameters, made, strict=True):
         assert parameters == [value or 0 for _, value in taken(source, arguments)]
-    for grid_x, *rest in driver.sizes:
-        assert grid_x > 0
-        assert rest[:5] == [1, 1, 128, 1, 1]
+    sizes = [(programs, 1, 1, 32 * of.metadata.num_warps, 1, 1, of.metadata.shared) for of, programs, *_ in NATIVE]
+    assert driver.sizes == sizes
+    assert len(set(sizes)) == len(sizes), "two launches that nothing tells apart"
 
 
 def test_where_the_driver_refuses_tritons_launcher_says_why(driver: Driver) -> None:
@@ -144,6 +157,16 @@ def test_parameters_that_are_not_the_kernels(types: list[str], agree: bool) -> N
     )"""
     assert native._agree(types, ptx) == agree
     assert not native._agree(types, "")
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_ctas", 2), ("launch_pdl", True), ("launch_cooperative_grid", True)])
+def test_launches_that_are_more_than_a_grid_are_tritons(driver: Driver, field: str, value: Any) -> None:
+    step("spatial")
+    ((compiled, programs, places, numbers), *_) = NATIVE
+    assert native.native_launch(compiled, programs, places, numbers) is not None
+    metadata = compiled.metadata._replace(**{field: value})
+    changed = SimpleNamespace(metadata=metadata, src=compiled.src, asm=compiled.asm, function=compiled.function)
+    assert native.native_launch(changed, programs, places, numbers) is None
 
 
 def test_a_plan_that_is_wrong_is_refused(driver: Driver) -> None:

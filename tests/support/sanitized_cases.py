@@ -94,10 +94,10 @@ def run_launch() -> None:
     kinds = [ctypes.c_void_p, *([ctypes.c_uint] * 7), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     function = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(driver)
     entry = ctypes.cast(function, ctypes.c_void_p).value
-    places = [(0, 0, -1), (1, 2, 16), (2, 0, 0)] + [(0, 0, n) for n in range(253)]
+    places = [(0, 0, -1), (1, 2, 16), (2, 1, 0)] + [(0, 0, n) for n in range(253)]
     plan = struct.pack("<QQIIII", entry, 1, 8, 128, 0, len(places))
     plan += b"".join(struct.pack("<iiq", *place) for place in places)
-    assert import_module("icd_kernels._C").launch(plan, [0, 0, 1 << 40], (1.0,), 0) == 0
+    assert import_module("icd_kernels._C").launch(plan, [0, 0, 1 << 40], (0.5, 1.0), 0) == 0
     assert seen[:4] == [2**64 - 1, (1 << 40) + 16, 0x3FF0000000000000, 0]
     assert seen[255:] == [252, 0, 0, 0, 0]
 
