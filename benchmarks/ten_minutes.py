@@ -157,12 +157,14 @@ def trace() -> Iterator[Entry]:
 
 
 def knobs() -> Iterator[Entry]:
-    """Times with one constant of configs.py changed, beside those with none."""
+    """Times with one constant of configs.py changed, beside those with none; `wrong` says what is not right with it."""
     for case in KNOB_CASES:
+        truth = judge.Truth.of(case, "cuda")
         yield {"case": case.label, "knob": "none", **_timed(case)}
         for name, value in settings():
             with changed(name, value):
-                yield {"case": case.label, "knob": name, "value": value, **_timed(case)}
+                _, wrong = truth.verdict(RIVALS["triton"])
+                yield {"case": case.label, "knob": name, "value": value, "wrong": wrong, **_timed(case)}
 
 
 def settings() -> Iterator[tuple[str, Any]]:

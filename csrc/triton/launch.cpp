@@ -30,10 +30,11 @@ struct LaunchPlan {
 };
 
 constexpr int kMostPlaces = 256;
-// Triton hands kernels two more pointers, to scratch memory that ours do not use; the driver reads those there are.
+// Behind ours a kernel has pointers to Triton's scratch memory, two in 3.6 to 3.9, which stay null. The driver reads as many as
+// the kernel has.
 constexpr int kScratchPointers = 4;
 
-// A parameter's eight bytes; a 32-bit one is their lower half, which comes first. Negative on a Python error.
+// A parameter's eight bytes; a 32-bit one is their lower half, which comes first. False where a Python error is set.
 bool fill(const Place& place, PyObject* addresses, PyObject* numbers, uint64_t& parameter) {
   if (place.kind == Place::kValue) {
     parameter = static_cast<uint64_t>(place.value);

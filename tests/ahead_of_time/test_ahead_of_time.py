@@ -23,7 +23,6 @@ from compiling import SHARED_LIMITS, TARGETS, identity_of, launches_of, timed
 from table import CUB, Configuration, Row, quick_configurations, table
 
 from icd_kernels.backends.triton import configs
-from icd_kernels.backends.triton.plan import plan_icd_loss
 
 MOST_INSTRUCTIONS_PER_PAIR = 22
 """A limit for both passes of the exact class sum together, for each (row, column) pair of both networks."""
@@ -117,11 +116,7 @@ def test_the_batch_compiles_nothing(form: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_chain_of_three_launches(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each begins while the one before it ends, and waits for it; none spills."""
     monkeypatch.setattr(configs, "LAUNCHES", 3)
-    plan_icd_loss.cache_clear()
-    try:
-        chain = Configuration("CUB-200", form, "float32").launches("sm_90")[3:6]
-    finally:
-        plan_icd_loss.cache_clear()
+    chain = Configuration("CUB-200", form, "float32").launches("sm_90")[3:6]
     assert [launch.name for launch in chain] == ["pool_kernel", "project_kernel", "gram_kernel"]
     for number, launch in enumerate(chain):
         kernel, _ = timed(launch, TARGETS["sm_90"])

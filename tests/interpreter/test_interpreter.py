@@ -32,11 +32,10 @@ from judging import assert_no_worse_than_eager, gram_kl_problem, icd_loss_proble
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.ten_minutes import changed
 from icd_kernels import ICDLoss, available_backends, gram_kl, region_logits
 from icd_kernels.backends import choose
-from icd_kernels.backends.triton import configs
 from icd_kernels.backends.triton.operators import OPERATORS, interprets
-from icd_kernels.backends.triton.plan import plan_icd_loss
 from icd_kernels.options import NORM_FLOOR, make_options
 from icd_kernels.problem import lower, lower_gram
 
@@ -115,31 +114,22 @@ class TestManyBlocks:
             case = replace(case, batch=20, options={**case.options, "scales": (1,)})
         assert_no_worse_than_eager(icd_loss_problem(case, ("student_features", "student_weight")), TRITON)
 
-    def test_bands_of_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bands_of_rows(self) -> None:
         """A head too large for the cache: five row tiles in bands of two, and blocks of classes and of channels."""
         dtypes: dict[str, Any] = {"dtype": torch.float32, "weight_dtype": torch.float32, "bias_dtype": torch.float32}
         student, teacher = Network(70, 2, 2, **dtypes), Network(66, 2, 2, **dtypes)
         options = {"gram": "spatial", "scales": (2,), "normalize": "l2"}
         case = Case(batch=35, classes=130, student=student, teacher=teacher, options=options)
-        monkeypatch.setattr(configs, "CACHED_BYTES", 2 * 32 * 70 * 4)
-        plan_icd_loss.cache_clear()
-        try:
+        with changed("CACHED_BYTES", 2 * 32 * 70 * 4):
             assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
-        finally:
-            plan_icd_loss.cache_clear()
 
     @pytest.mark.parametrize("gram", GRAMS)
-    def test_three_launches(self, gram: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_three_launches(self, gram: str) -> None:
         """The forward as a chain of launches."""
         student, teacher = (Network(c, 4, 4, dtype=torch.float32, weight_dtype=torch.float32) for c in (20, 17))
         case = Case(batch=3, classes=18, student=student, teacher=teacher, options={"gram": gram, "scales": (1, 2)})
-        monkeypatch.setattr(configs, "LAUNCHES", 3)
-        plan_icd_loss.cache_clear()
-        try:
-            with interpreted() as run:
-                assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
-        finally:
-            plan_icd_loss.cache_clear()
+        with changed("LAUNCHES", 3), interpreted() as run:
+            assert_no_worse_than_eager(icd_loss_problem(case), TRITON)
         names = [name for name, _ in run.launches]
         assert names[:3] == ["pool_kernel", "project_kernel", "gram_kernel"]
         assert "icd_loss_kernel" not in names

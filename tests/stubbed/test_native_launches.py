@@ -93,10 +93,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     plan.forget()
 
 
-def step(form: str, dtype: torch.dtype = torch.float32, *, misaligned: bool = False) -> None:
+def step(form: str, dtype: torch.dtype = torch.float32) -> None:
     """Forward and backward."""
     options, finest = OPTIONS[form], 2 if form == "spatial" else 0
-    student = tensor(2, 16, 4, 4, misaligned=misaligned, dtype=dtype), tensor(5, 16, dtype=dtype), None
+    student = tensor(2, 16, 4, 4, dtype=dtype), tensor(5, 16, dtype=dtype), None
     teacher = tensor(2, 8, 4, 4, dtype=dtype), tensor(5, 8, dtype=dtype), tensor(5, dtype=dtype)
     loss, saved, pooled = OPERATORS.icd_loss(*student, *teacher, *options, finest, finest, True, True)
     layout = (student[0].shape, student[0].stride(), dtype, dtype)

@@ -85,10 +85,10 @@ class Launch:
         every = (*args, *last)
         if configs.autotunes() and device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                self._run(every, warps, stages)
+                self._by_triton(every, warps, stages)
                 return
             warps, stages = self._tuned(every)
-        compiled = self._run(every, warps, stages)
+        compiled = self._by_triton(every, warps, stages)
         if compiled is not None and torch.version.hip is None:
             self._runners[key] = _Runner(
                 compiled, self.programs, _places(args, given, allocated), len(last), tuple(self.constants.values())
@@ -98,11 +98,11 @@ class Launch:
         """The fastest of the choices, timed once for each kernel, number of programs and constants."""
         key = (self.kernel, self.programs, tuple(self.constants.values()))
         if key not in _TUNED:
-            timings = [_milliseconds(self._run, args, *choice) for choice in configs.AUTOTUNE_CHOICES]
+            timings = [_milliseconds(self._by_triton, args, *choice) for choice in configs.AUTOTUNE_CHOICES]
             _TUNED[key] = configs.AUTOTUNE_CHOICES[timings.index(min(timings))]
         return _TUNED[key]
 
-    def _run(self, args: tuple[Any, ...], warps: int, stages: int) -> Any:
+    def _by_triton(self, args: tuple[Any, ...], warps: int, stages: int) -> Any:
         """Launches by Triton's own dispatch; returns what it compiled, None where it interprets."""
         options = compile_options(warps, stages, self.registers, self.is_chained)
         return _run(self.kernel, self.programs, args, self.constants, options)

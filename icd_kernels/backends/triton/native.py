@@ -11,7 +11,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -97,11 +97,6 @@ def _has_calls(hook: Any) -> bool:
 
 def driver_entry() -> int | None:
     """The address of the driver's cuLaunchKernel; None where there is no driver."""
-    return _driver_entry()
-
-
-@lru_cache(maxsize=1)
-def _driver_entry() -> int | None:
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
